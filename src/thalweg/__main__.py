@@ -1,0 +1,5 @@
+"""`python -m thalweg`, which is what torchrun starts."""
+
+from thalweg.cli import main
+
+main()

@@ -1,0 +1,9 @@
+"""What to measure while training and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from thalweg.methods import lazy_objects
+
+__getattr__, __dir__ = lazy_objects(__name__, Path(__file__).with_name("cards.toml"))

@@ -1,0 +1,9 @@
+"""What loss is: per-token losses from logits or from hidden states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from thalweg.methods import lazy_objects
+
+__getattr__, __dir__ = lazy_objects(__name__, Path(__file__).with_name("cards.toml"))

@@ -1,0 +1,1 @@
+"""Models: the ladder of shapes, building, loading and saving, evaluation and generation."""

@@ -1,0 +1,153 @@
+"""From a recipe and a plan to a trainer: build the parts, in the order in which they need each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thalweg.data import TokenStore, WindowSampler
+from thalweg.errors import MachineError
+from thalweg.models.blocks import decoder_blocks
+from thalweg.models.folder import load
+from thalweg.models.ladder import build, flops_per_token, nearest
+from thalweg.methods.optimizers.parameter_groups import parameter_groups
+from thalweg.recipe import Choice, Recipe
+from thalweg.runs import Run
+from thalweg.sessions.closing import Closing
+from thalweg.training import process
+from thalweg.training.callbacks.checkpointing import Checkpointing, Interruption
+from thalweg.training.callbacks.evaluation import HeldOut
+from thalweg.training.callbacks.live import LiveLine
+from thalweg.training.callbacks.metrics import MetricsLog, TensorBoard
+from thalweg.training.callbacks.safeguard import Safeguard
+from thalweg.training.checkpoints import CheckpointFolder
+from thalweg.training.clock import Clock
+from thalweg.training.parallel import Parallel
+from thalweg.training.token_losses import TokenLosses
+from thalweg.training.trainer import Trainer
+
+HELD_OUT_ROWS = 8  # windows in the fixed batch that monitors look at
+
+
+def build_model(chosen: dict[str, Any], seed: int) -> torch.nn.Module:
+    """The plan's model with its initial weights: a rung of the ladder, or a Hugging Face folder."""
+    if chosen.get("model_folder"):
+        return load(Path(chosen["model_folder"]))[0]
+    return build(nearest(chosen["model"]), chosen["vocab_size"], chosen["context"], seed, tie=chosen["tie"])
+
+
+def micro_batch(rows: int, wanted: int) -> int:
+    """The largest divisor of a rank's rows that is at most `wanted`: equal micro-batches, no remainder."""
+    return max(size for size in range(1, min(rows, wanted) + 1) if rows % size == 0)
+
+
+def assemble(
+    recipe: Recipe,
+    plan: dict[str, Any],
+    store: TokenStore,
+    run: Run,
+    parallel: Parallel,
+    *,
+    started: float,
+    quiet: bool = False,
+) -> Trainer:
+    """Build everything that the plan names and put it into a trainer."""
+    chosen = dict(plan["chosen"])
+    if chosen["batch_size"] % parallel.world_size:
+        raise MachineError(
+            f"a batch of {chosen['batch_size']} windows cannot be divided over {parallel.world_size} ranks",
+            where="training.batch_size",
+            fix="Choose a batch size that is a multiple of the number of ranks.",
+        )
+    chosen["micro_batch"] = micro_batch(chosen["batch_size"] // parallel.world_size, chosen["micro_batch"])
+    process.set_threads(max(chosen["threads"] // parallel.world_size, 1) if parallel.world_size > 1 else chosen["threads"])
+    torch.manual_seed(recipe.seed)
+    model = build_model(chosen, recipe.seed).to(parallel.device)
+    model.train()
+    if chosen["compile"]:
+        for block in decoder_blocks(model):
+            block.compile()
+    token_losses = TokenLosses(model, recipe.objective.build())
+    module = parallel.wrap(token_losses, decoder_blocks(model))
+    groups = parameter_groups(model, weight_decay=chosen["weight_decay"])
+    sampler = WindowSampler(
+        store.train, chosen["context"], chosen["batch_size"], recipe.seed, parallel.rank, parallel.world_size
+    )
+    clock = Clock(
+        recipe.budget,
+        epoch_tokens=sampler.windows * chosen["context"],
+        started=started,
+        step_seconds=chosen["batch_size"] * chosen["context"] / chosen["tokens_per_second"],
+    )
+    trainer = Trainer(
+        token_losses=token_losses,
+        module=module,
+        data=OnDevice(sampler, parallel.device),
+        optimizer=recipe.optimizer.build(groups, lr=chosen["peak_lr"]),
+        schedule=recipe.schedule.build(),
+        reweighting=recipe.reweighting.build() if recipe.reweighting else None,
+        clock=clock,
+        plan=chosen,
+        recipe=recipe,
+        run=run,
+        parallel=parallel,
+        flops_per_token=flops_per_token(model, context=chosen["context"]),
+        held_out=WindowSampler(store.held_out, chosen["context"], held_out_rows(store, chosen["context"]), 0),
+    )
+    trainer.callbacks = callbacks(recipe, plan, store, trainer, quiet=quiet)
+    return trainer
+
+
+def held_out_rows(store: TokenStore, context: int) -> int:
+    """Windows in the fixed held-out batch: as many as there are, up to `HELD_OUT_ROWS`."""
+    return max(1, min(HELD_OUT_ROWS, (store.held_out.token_count - 1) // context))
+
+
+class OnDevice:
+    """Moves a sampler's batches to the device."""
+
+    def __init__(self, sampler: WindowSampler, device: torch.device) -> None:
+        self.sampler, self.device = sampler, device
+
+    def batch(self, step: int) -> dict[str, torch.Tensor]:
+        batch = self.sampler.batch(step)
+        if self.device.type == "cpu":
+            return batch
+        return {key: value.pin_memory().to(self.device, non_blocking=True) for key, value in batch.items()}
+
+
+def named(choice: Choice) -> Any:
+    """A callback that remembers the name its state is kept under."""
+    part = choice.build()
+    part.name = choice.name
+    return part
+
+
+def callbacks(recipe: Recipe, plan: dict[str, Any], store: TokenStore, trainer: Trainer, *, quiet: bool) -> list[Any]:
+    """The recipe's callbacks and the house's own. The order matters:
+
+    monitors add numbers before the metrics line is written, the line is written before the checkpoint that
+    covers it, an evaluation belongs to the checkpoint after it, and the report comes last.
+    """
+    chosen, training = trainer.plan, recipe.training
+    bytes_per_token = store.train.byte_count / store.train.token_count
+    folder = CheckpointFolder(trainer.run.checkpoints, keep=training.keep)
+    house: list[Any] = [
+        MetricsLog(bytes_per_token, plan["machine"]["peak_flops"][chosen["precision"]]),
+        Safeguard(folder),
+        HeldOut(
+            store.held_out,
+            tokens=chosen["evaluation_tokens"],
+            times=chosen["evaluations"],
+            interval=training.evaluate_every,
+            seconds=chosen["evaluation_seconds"],
+        ),
+        Checkpointing(folder, store.tokenizer, training.checkpoint_every, chosen["checkpoint_seconds"]),
+    ]
+    if TensorBoard.installed():
+        house.append(TensorBoard())
+    if trainer.parallel.main and not quiet:
+        house.append(LiveLine(bytes_per_token))
+    return [*(named(choice) for choice in recipe.callbacks), *house, Interruption(), Closing(store.held_out, store.tokenizer)]

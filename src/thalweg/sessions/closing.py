@@ -1,0 +1,50 @@
+"""The end of a run: samples of what the model says, the last line of the metrics, the report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from thalweg.models.generate import samples
+from thalweg.reports import write_report
+
+if TYPE_CHECKING:
+    from thalweg.training.trainer import Trainer
+
+SAMPLE_TOKENS = 64
+PROMPT_TOKENS = 12
+PROMPTS = 3
+RESERVE = 2.5  # seconds for samples and report, until a run of this process has measured them
+
+
+class Closing:
+    """Writes samples.json, the finishing event and report.html; comes last among the callbacks."""
+
+    def __init__(self, held_out: Any, tokenizer: Any) -> None:
+        self.held_out, self.tokenizer = held_out, tokenizer
+
+    def setup(self, trainer: Trainer) -> None:
+        trainer.clock.reserve["closing"] = RESERVE
+
+    def finish(self, trainer: Trainer) -> None:
+        # Under FSDP2 generation would need every rank at every token; the samples are left out there.
+        if not trainer.parallel.shard and trainer.clock.last and trainer.parallel.main:
+            trainer.run.write_json("samples.json", self._samples(trainer))
+        if trainer.parallel.main:
+            if trainer.clock.last:
+                clock = trainer.clock
+                trainer.run.append({"event": "finish", "step": clock.step, "tokens": clock.tokens, "seconds": clock.seconds})
+            write_report(trainer.run.folder)
+
+    def _samples(self, trainer: Trainer) -> list[dict[str, Any]]:
+        offsets, _ = self.held_out.documents()
+        prompts = [
+            self.tokenizer.decode(self.held_out.read(start, min(start + PROMPT_TOKENS, self.held_out.token_count)))
+            for start in offsets[:PROMPTS].tolist()
+        ]
+        texts = samples(
+            trainer.model, self.tokenizer, prompts, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, seed=trainer.seed
+        )
+        return [
+            {"step": trainer.clock.step, "prompt": prompt, "text": text}
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]

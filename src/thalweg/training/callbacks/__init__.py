@@ -1,0 +1,1 @@
+"""What happens around the box: metrics, evaluation, checkpoints, safety, the live line."""

@@ -1,0 +1,59 @@
+"""The model and the objective as one module: token ids in, losses a token out.
+
+The logits of a large vocabulary are the largest tensor of a step. They are therefore made for a bounded number of
+tokens at a time: cross-entropy forms its gradient with them (`from_hidden`), every other objective makes them again
+in the backward pass (`chunked_losses`). Both are exact to rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.methods.objectives.chunked import chunked_losses
+from thalweg.models.head import backbone_and_head
+
+# Bytes of float32 logits at a time: on a CPU what the last cache level holds, on a GPU enough to fill the machine.
+LOGIT_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
+
+
+class TokenLosses(nn.Module):
+    """`forward(input_ids [B, T], targets [B, T]) -> losses [B, T]` (float32, nats; 0 where the target is -100).
+
+    Args:
+        model: a Hugging Face causal language model.
+        objective: `forward(logits, targets) -> losses`, perhaps with `from_hidden` for the fused form.
+
+    Attributes:
+        weighted: set when something multiplies the losses before their mean is taken; the fused form then keeps
+            what it needs for an uneven gradient.
+    """
+
+    def __init__(self, model: nn.Module, objective: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.weighted = False
+        parts = backbone_and_head(model)
+        self._exact = parts.exact
+        # In a tuple, so that torch does not register the backbone a second time under this module.
+        self._backbone = (parts.backbone,)
+
+    def forward(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+        if not self._exact:
+            logits = self.model(input_ids=input_ids, use_cache=False).logits
+            return self.objective(logits, targets)
+        hidden = self._backbone[0](input_ids=input_ids, use_cache=False).last_hidden_state
+        if torch.is_autocast_enabled(hidden.device.type):
+            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+        # Looked up at each call: FSDP2 and weight surgery replace the parameter object.
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        tokens = hidden.flatten(0, -2)
+        chunk = max(LOGIT_BYTES[hidden.device.type] // (4 * head.weight.shape[0]), 64)
+        if hasattr(self.objective, "from_hidden"):
+            losses = self.objective.from_hidden(tokens, head.weight, targets.flatten(), chunk, self.weighted)
+        elif len(tokens) <= chunk:
+            losses = self.objective(head(tokens), targets.flatten())
+        else:
+            losses = chunked_losses(tokens, head, self.objective, targets.flatten(), chunk)
+        return losses.view(targets.shape)

@@ -1,0 +1,126 @@
+"""A tiny model and a loop in the shape of the trainer's box, for the contract suites of all families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from thalweg import catalog
+
+VOCABULARY, CONTEXT, BATCH = 37, 12, 16
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny_llama(seed: int = 0, tied: bool = True, dropout: float = 0.0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=tied,
+        attention_dropout=dropout,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    return LlamaForCausalLM(config)
+
+
+def make_batch(seed: int, rows: int = BATCH) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(2, VOCABULARY, (rows, CONTEXT + 1), generator=generator)
+    # Half of the rows repeat one token, so that sequences differ in how hard they are.
+    tokens[::2] = tokens[::2, :1]
+    return {"input_ids": tokens[:, :-1], "targets": tokens[:, 1:].clone()}
+
+
+class ToyTrainer:
+    """The box of docs and design, with what a callback may use of a trainer."""
+
+    def __init__(self, total_steps: int = 8, seed: int = 0, callbacks: Any = (), reweighting: Any = None) -> None:
+        self.seed, self.rank, self.world_size = seed, 0, 1
+        self.model = tiny_llama(seed)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(self.parameters, lr=0.1, momentum=0.9)
+        self.objective = catalog.resolve("cross_entropy")()
+        self.schedule = catalog.resolve("linear")()
+        self.recipe = self.plan = self.run = None
+        self.reweighting = reweighting
+        self.callbacks = [*callbacks, *([reweighting] if reweighting is not None else [])]
+        self.clock = SimpleNamespace(step=0, tokens=0, seconds=0.0, flops=0.0, progress=0.0)
+        self.total_steps = total_steps
+        self.metrics: dict[str, Any] = {}
+        self.loss_history: list[float] = []
+        self.metric_history: list[dict[str, Any]] = []
+        self.call("setup")
+
+    def held_out_batch(self) -> dict[str, torch.Tensor]:
+        return make_batch(10_000, rows=3)
+
+    def call(self, hook: str, value: Any = None) -> Any:
+        for part in self.callbacks:
+            method = getattr(part, hook, None)
+            if method is not None:
+                result = method(self) if value is None else method(self, value)
+                value = value if result is None else result
+        return value
+
+    def steps(self, count: int) -> ToyTrainer:
+        for _ in range(count):
+            self.clock.progress = (self.clock.step + 1) / self.total_steps
+            self.metrics = {}
+            batch = self.call("batch", make_batch(self.clock.step))
+            logits = self.model(input_ids=batch["input_ids"], use_cache=False).logits
+            losses = self.call("losses", self.objective(logits, batch["targets"]))
+            self.loss_history.append(float(losses.detach().mean()))
+            if self.reweighting is not None:
+                losses = losses * self.reweighting.weights(losses.detach())
+            loss = self.call("loss", losses.mean())
+            loss.backward()
+            self.call("gradients")
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.clock.step += 1
+            self.call("step")
+            self.metric_history.append(dict(self.metrics))
+        return self
+
+    def resumed(self, callbacks: Any = (), reweighting: Any = None) -> ToyTrainer:
+        """A new trainer that continues from here, with new parts that take over the old ones' state."""
+        other = ToyTrainer(self.total_steps, self.seed, callbacks, reweighting)
+        other.model.load_state_dict(self.model.state_dict())
+        other.optimizer.load_state_dict(self.optimizer.state_dict())
+        other.clock = SimpleNamespace(**vars(self.clock))
+        for old, new in zip(self.callbacks, other.callbacks, strict=True):
+            new.load_state_dict(old.state_dict())
+        return other
+
+
+@pytest.fixture
+def trainer_with() -> Callable[..., ToyTrainer]:
+    return ToyTrainer
+
+
+@pytest.fixture
+def llama() -> Callable[..., LlamaForCausalLM]:
+    return tiny_llama
+
+
+@pytest.fixture
+def batch_of() -> Callable[..., dict[str, torch.Tensor]]:
+    return make_batch
