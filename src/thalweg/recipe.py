@@ -46,6 +46,9 @@ class Strict(BaseModel):
 class Choice(Strict):
     """A method by name, with the options that differ from its card's defaults."""
 
+    # The card checks the values, in words of its own; pydantic lets numbers of every kind through.
+    model_config = ConfigDict(allow_inf_nan=True)
+
     name: str
     options: dict[str, Value] = {}
 

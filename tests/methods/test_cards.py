@@ -30,7 +30,8 @@ def parameters_with_defaults(name):
 def test_card_is_complete(name):
     path = catalog.METHODS / CARDS[name].family / "cards.toml"
     entry = tomllib.loads(path.read_text(encoding="utf-8"))[name]
-    assert set(entry) - {"arxiv"} == REQUIRED
+    assert set(entry) - {"arxiv", "defaults"} == REQUIRED
+    assert ("defaults" in entry) == (entry["slot"] == "optimizer")
     assert set(entry["claim"]) == {"arms", "budget", "seeds", "expect"}
     assert entry["claim"]["expect"] in ("better", "tied", "worse")
     assert entry["claim"]["seeds"] >= 3

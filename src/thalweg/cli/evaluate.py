@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 NAME = "eval"
-EXAMPLES = "Examples:  thalweg eval runs/x  |  thalweg eval runs/x other_corpus/  |  thalweg eval model_folder/ notes.md"
+EXAMPLES = (
+    "Examples:  thalweg eval runs/x  |  thalweg eval runs/x other_corpus/  |  thalweg eval model_folder/ notes.md"
+)
 
 
 def run(

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 NAME = "generate"
-EXAMPLES = 'Examples:  thalweg generate runs/x "def "  |  thalweg generate runs/x "class " --tokens 200 --temperature 0.7'
+EXAMPLES = (
+    'Examples:  thalweg generate runs/x "def "  |  thalweg generate runs/x "class " --tokens 200 --temperature 0.7'
+)
 
 
 def run(

@@ -19,18 +19,24 @@ thalweg train --resume runs/x  |  torchrun --nproc-per-node 2 -m thalweg train c
 def run(
     source: Annotated[
         str | None,
-        typer.Argument(help="A corpus (file, folder, hf:owner/name) or a recipe (*.toml). Default: the standard library."),
+        typer.Argument(
+            help="A corpus (file, folder, hf:owner/name) or a recipe (*.toml). Default: the standard library."
+        ),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option("--budget", "-b", help='"90s", "1h", "300 steps", "50M tokens", "2 epochs", "1e17 flops".')
+        str | None,
+        typer.Option("--budget", "-b", help='"90s", "1h", "300 steps", "50M tokens", "2 epochs", "1e17 flops".'),
     ] = None,
     arm: Annotated[
-        str | None, typer.Option("--arm", "-a", help='Choices, as in "muon+wsd:decay=0.2". `thalweg methods` lists them.')
+        str | None,
+        typer.Option("--arm", "-a", help='Choices, as in "muon+wsd:decay=0.2". `thalweg methods` lists them.'),
     ] = None,
     model: Annotated[str | None, typer.Option(help="A size such as 5M, or a Hugging Face model folder.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help='"bpe:4096", or a Hugging Face tokenizer folder.')] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, data order and noise.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder. Default: runs/<date>-<time>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run folder. Default: runs/<date>-<time>.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any key of the recipe: --set training.clip=0.5 (repeatable).")
     ] = None,
@@ -53,7 +59,9 @@ def run(
         "training.shard": shard,
     }
     if resume is not None:
-        given = [name for name, value in {**said, "source": source, "arm": arm, "out": out}.items() if value is not None]
+        given = [
+            name for name, value in {**said, "source": source, "arm": arm, "out": out}.items() if value is not None
+        ]
         if given or settings:
             raise RecipeError(
                 f"--resume takes everything from the run; {', '.join(given) or '--set'} cannot change it",
@@ -95,7 +103,9 @@ def finish(result: Result) -> None:
             print(f"\nStopped at step {result.step}; nothing is lost. Continue with:")
             print(f"  thalweg train --resume {result.folder}")
         else:
-            print(f"\nHeld-out bits per byte  {result.bits_per_byte:.4f}  (95% interval {result.low:.4f} to {result.high:.4f})")
+            print(
+                f"\nHeld-out bits per byte  {result.bits_per_byte:.4f}  (95% interval {result.low:.4f} to {result.high:.4f})"
+            )
             print(f"Spent                   {result.step} steps, {result.tokens:,} tokens, {result.seconds:.1f} s")
             print(f"Report                  {result.report}")
             print(f"Checkpoint              {result.checkpoint}")

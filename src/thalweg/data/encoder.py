@@ -102,11 +102,14 @@ class _WordCache(dict[str, bytes]):
         self._type = kind
 
     def __missing__(self, word: str) -> bytes:
+        if len(word) > LONGEST_CACHED:
+            # Without offsets, which cost three times the encoding itself on long text.
+            encoding = self._tokenizer.encode_batch_fast([word], add_special_tokens=False)[0]
+            return np.array(encoding.ids, self._type).tobytes()
         ids = np.array(self._tokenizer.encode(word, add_special_tokens=False).ids, self._type).tobytes()
-        if len(word) <= LONGEST_CACHED:
-            if len(self) >= CACHED_WORDS:
-                self.clear()
-            self[word] = ids
+        if len(self) >= CACHED_WORDS:
+            self.clear()
+        self[word] = ids
         return ids
 
     def encode(self, text: str) -> bytes:

@@ -10,7 +10,7 @@ _QUIET = 0.5
 
 
 class Bar:
-    """Shows nothing when not wanted, and nothing for work that is done within half a second.
+    """Shows nothing when not wanted, where stderr is no terminal, or for work that takes under half a second.
 
     Args:
         shown: whether to show it at all. total: bytes in one pass; None when nobody knows.
@@ -47,7 +47,8 @@ class Bar:
             if time.monotonic() - self._began < _QUIET:
                 return
             self._open()
-        self._progress.update(self._task, completed=self._done)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=self._done)
 
     def _open(self) -> None:
         from rich.console import Console
@@ -60,13 +61,18 @@ class Bar:
             TransferSpeedColumn,
         )
 
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            # In a log file a bar is noise.
+            self._shown = False
+            return
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
         )
         self._task = self._progress.add_task(self._phase, total=None if self._endless else self._total)

@@ -96,7 +96,7 @@ def _check_files(folder: Path) -> None:
         raise ModelError(
             f"The weights are a pickle ({pickles[0]}), which can run code when it is read.",
             where=where,
-            fix="Convert it to safetensors: load it where you trust it, then model.save_pretrained(folder, state_dict=state_dict).",
+            fix="Convert it to safetensors: load it where you trust it, then model.save_pretrained(folder).",
         )
     raise ModelError("There is no *.safetensors file.", where=where, fix="Save the model with save_pretrained.")
 
@@ -169,8 +169,9 @@ def save(
 @contextmanager
 def _as_saved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[None]:
     """Lends the model's configs the values that the saved ones should have."""
+    # No padding token: in the model's config it would freeze that row of the embedding in later training.
     values: dict[str, Any] = {"use_cache": True}
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    for name in ("bos_token_id", "eos_token_id"):
         known = getattr(tokenizer, name, None)
         if getattr(model.config, name, None) is None and known is not None:
             values[name] = known

@@ -65,7 +65,7 @@ def _memory_limits(groups: Path, membership: Path) -> list[tuple[float, float]]:
             if limit and limit[0] != "max" and _number(limit[0]) < _UNLIMITED:
                 taken = _number(used[0]) if used else 0.0
                 found.append((_number(limit[0]), taken - _file_cache(folder)))
-    return [(limit, used) for limit, used in found if limit > 0]
+    return [(limit, used) for limit, used in found if limit > 0 and math.isfinite(used)]
 
 
 def _file_cache(folder: Path) -> float:

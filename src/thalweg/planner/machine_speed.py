@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 # Edges of square products. Small ones fit caches, large ones fill an accelerator; the peak may be anywhere
 # between.
@@ -47,7 +48,7 @@ def matmul_flops(device: str, dtype: str) -> float:
     for edge in edges:
         left = torch.ones(edge, edge, device=device, dtype=getattr(torch, dtype))
         right, out = left.clone(), torch.empty_like(left)
-        seconds = _fastest(lambda a=left, b=right, c=out: torch.mm(a, b, out=c), device, _SECONDS_A_DTYPE / len(edges))
+        seconds = _fastest(partial(torch.mm, left, right, out=out), device, _SECONDS_A_DTYPE / len(edges))
         best = max(best, 2.0 * edge**3 / seconds)
     return best
 

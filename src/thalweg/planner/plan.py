@@ -91,8 +91,9 @@ class Planner:
             return wanted
         fast = self.profile.bfloat16_pays
         self.reasons["precision"] = (
-            f"bfloat16 matrix products are {self.peaks['bfloat16'] / self.peaks['float32']:.1f}"
-            " times as fast here" if fast else "bfloat16 brings no speed on this machine"
+            f"bfloat16 matrix products are {self.peaks['bfloat16'] / self.peaks['float32']:.1f} times as fast here"
+            if fast
+            else "bfloat16 brings no speed on this machine"
         )
         return "bfloat16" if fast else "float32"
 
@@ -276,18 +277,18 @@ class Planner:
         size = {"model": str(folder), "model_folder": str(folder), "layers": config.num_hidden_layers}
         size |= {"width": config.hidden_size, "heads": config.num_attention_heads, "tie": None}
         size |= {"parameters": parameters, "feed_forward": getattr(config, "intermediate_size", None)}
-        self.recipe = self.recipe.model_copy(
-            update={"data": self.recipe.data.model_copy(update={"context": window})}
-        )
+        self.recipe = self.recipe.model_copy(update={"data": self.recipe.data.model_copy(update={"context": window})})
         return self._decide(size, best), []
 
     def _decide(self, size: dict[str, Any], best: Candidate) -> dict[str, Any]:
         """Everything that follows from the size and the tokens."""
         window, batch, micro = self.windows(best.tokens)
         training, card = self.recipe.training, catalog.lookup(self.recipe.optimizer.name)
-        tokens = self.tokens(best.tokens and 1.0, best.tokens_per_second, batch * window) if (
-            self.recipe.budget.unit == "steps"
-        ) else best.tokens
+        tokens = (
+            self.tokens(best.tokens and 1.0, best.tokens_per_second, batch * window)
+            if (self.recipe.budget.unit == "steps")
+            else best.tokens
+        )
         steps = int(self.recipe.budget.amount) if self.recipe.budget.unit == "steps" else int(tokens / (batch * window))
         if steps < 1:
             raise BudgetError(
@@ -298,8 +299,10 @@ class Planner:
         if steps * batch * window > tokens * 1.0001 and self.recipe.budget.unit == "seconds":
             steps = max(steps, 1)
         epochs = steps * batch * window / self.store.train.token_count
-        lr = rules.Decision(training.peak_lr, "as the recipe says") if training.peak_lr else rules.peak_lr(
-            card, size["width"], batch * window
+        lr = (
+            rules.Decision(training.peak_lr, "as the recipe says")
+            if training.peak_lr
+            else rules.peak_lr(card, size["width"], batch * window)
         )
         decay = (
             rules.Decision(training.weight_decay, "as the recipe says")
@@ -308,9 +311,7 @@ class Planner:
         )
         self.reasons |= {"peak_lr": lr.reason, "weight_decay": decay.reason}
         matrix_parameters = best.parameters + self.store.vocab_size * size["width"]
-        found = rules.predicted_bits_per_byte(
-            matrix_parameters, steps * batch * window, self.store.train.token_count
-        )
+        found = rules.predicted_bits_per_byte(matrix_parameters, steps * batch * window, self.store.train.token_count)
         seconds = steps * batch * window / best.tokens_per_second
         return size | {
             "vocab_size": self.store.vocab_size,
@@ -360,9 +361,7 @@ class Planner:
         plain = self.speeds[shape.name][0] if shape.name in self.speeds else None
         plain = plain or speed(build(shape, self.store.vocab_size, window, 0), self.recipe, **arguments)
         try:
-            quick = speed(
-                build(shape, self.store.vocab_size, window, 0), self.recipe, compiled=True, **arguments
-            )
+            quick = speed(build(shape, self.store.vocab_size, window, 0), self.recipe, compiled=True, **arguments)
         except Exception as error:  # the compiler's own failures: many kinds, and training works without it
             self.reasons["compile"] = f"off: compilation failed here ({type(error).__name__})"
             return False
@@ -372,4 +371,3 @@ class Planner:
             f"{'saves' if saved > 0 else 'would lose'} {abs(saved):.0f} s of {seconds:.0f} s"
         )
         return saved > 0
-

@@ -125,7 +125,7 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
-def _measure(device: str) -> dict[str, float | None]:
+def _measure(device: str) -> dict[str, Any]:
     return {
         "float32_flops": machine_speed.matmul_flops(device, "float32"),
         "bfloat16_flops": machine_speed.matmul_flops(device, "bfloat16")
@@ -135,7 +135,7 @@ def _measure(device: str) -> dict[str, float | None]:
     }
 
 
-def _read(path: Path, identity: dict[str, Any]) -> dict[str, float | None] | None:
+def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The cached speeds, or None where they are missing, damaged, or another machine's."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))

@@ -34,7 +34,9 @@ def context(tokens: float, most: int) -> Decision:
     while value * rule["growth_tokens"] <= tokens and value < rule["largest"]:
         value *= 2
     value = min(value, most)
-    return Decision(value, f"{value} tokens: longer windows slow every step and pay only with more tokens to learn from")
+    return Decision(
+        value, f"{value} tokens: longer windows slow every step and pay only with more tokens to learn from"
+    )
 
 
 def batch_windows(tokens: float, window: int, train_windows: int, ranks: int) -> Decision:

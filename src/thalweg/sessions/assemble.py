@@ -62,7 +62,9 @@ def assemble(
             fix="Choose a batch size that is a multiple of the number of ranks.",
         )
     chosen["micro_batch"] = micro_batch(chosen["batch_size"] // parallel.world_size, chosen["micro_batch"])
-    process.set_threads(max(chosen["threads"] // parallel.world_size, 1) if parallel.world_size > 1 else chosen["threads"])
+    process.set_threads(
+        max(chosen["threads"] // parallel.world_size, 1) if parallel.world_size > 1 else chosen["threads"]
+    )
     torch.manual_seed(recipe.seed)
     model = build_model(chosen, recipe.seed).to(parallel.device)
     model.train()
@@ -150,4 +152,9 @@ def callbacks(recipe: Recipe, plan: dict[str, Any], store: TokenStore, trainer: 
         house.append(TensorBoard())
     if trainer.parallel.main and not quiet:
         house.append(LiveLine(bytes_per_token))
-    return [*(named(choice) for choice in recipe.callbacks), *house, Interruption(), Closing(store.held_out, store.tokenizer)]
+    return [
+        *(named(choice) for choice in recipe.callbacks),
+        *house,
+        Interruption(),
+        Closing(store.held_out, store.tokenizer),
+    ]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from thalweg.training.trainer import Trainer
 
 SAMPLE_TOKENS = 64
-PROMPT_TOKENS = 12
+PROMPT_TOKENS = 12  # or a third of the context, where that is less
 PROMPTS = 3
 RESERVE = 2.5  # seconds for samples and report, until a run of this process has measured them
 
@@ -32,17 +32,20 @@ class Closing:
         if trainer.parallel.main:
             if trainer.clock.last:
                 clock = trainer.clock
-                trainer.run.append({"event": "finish", "step": clock.step, "tokens": clock.tokens, "seconds": clock.seconds})
+                trainer.run.append(
+                    {"event": "finish", "step": clock.step, "tokens": clock.tokens, "seconds": clock.seconds}
+                )
             write_report(trainer.run.folder)
 
     def _samples(self, trainer: Trainer) -> list[dict[str, Any]]:
         offsets, _ = self.held_out.documents()
-        prompts = [
-            self.tokenizer.decode(self.held_out.read(start, min(start + PROMPT_TOKENS, self.held_out.token_count)))
-            for start in offsets[:PROMPTS].tolist()
-        ]
+        context = trainer.plan["context"]
+        length = min(PROMPT_TOKENS, context // 3)
+        starts = [start for start in offsets[:PROMPTS].tolist() if start + length <= self.held_out.token_count]
+        prompts = [self.tokenizer.decode(self.held_out.read(start, start + length)) for start in starts]
+        new = min(SAMPLE_TOKENS, context - length)
         texts = samples(
-            trainer.model, self.tokenizer, prompts, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, seed=trainer.seed
+            trainer.model, self.tokenizer, prompts, max_new_tokens=new, temperature=0.8, seed=trainer.seed
         )
         return [
             {"step": trainer.clock.step, "prompt": prompt, "text": text}

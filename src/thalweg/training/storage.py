@@ -64,7 +64,9 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> dict[str, Any]:
     state = read_state(folder)
     now = {"size": trainer.plan["batch_size"], "context": trainer.plan["context"]}
     if state["batch"] != now:
-        raise RunError(f"the checkpoint was trained with batch {state['batch']}, the plan says {now}", where=str(folder))
+        raise RunError(
+            f"the checkpoint was trained with batch {state['batch']}, the plan says {now}", where=str(folder)
+        )
     if trainer.parallel.shard:
         _load_full_weights(trainer, folder)
         _load_sharded_optimizer(trainer, folder / "optimizer", state["optimizer_values"])

@@ -118,7 +118,9 @@ class Trainer:
     def backward(self, batch: Batch) -> Tensor:
         """Accumulate the gradient of the mean loss over the global batch; returns that loss (detached, a scalar)."""
         micro = self.plan["micro_batch"]
-        parts = [{key: value[i : i + micro] for key, value in batch.items()} for i in range(0, len(batch["targets"]), micro)]
+        parts = [
+            {key: value[i : i + micro] for key, value in batch.items()} for i in range(0, len(batch["targets"]), micro)
+        ]
         ahead = self.weights_ahead(parts) if self.reweighting is not None and len(parts) > 1 else None
         valid = [(part["targets"] != -100).sum() for part in parts]
         per_rank = self.parallel.mean(torch.stack(valid).sum().float()).clamp(min=1)

@@ -206,7 +206,7 @@ def test_descends_a_badly_scaled_quadratic(name):
     torch.manual_seed(0)
     target, scales = torch.randn(8, 6), torch.logspace(-1, 1, 6)
     parameter, bias = torch.nn.Parameter(torch.zeros(8, 6)), torch.nn.Parameter(torch.zeros(6))
-    optimizer = build(name, [parameter, bias], lr=0.05)
+    optimizer = build(name, [parameter, bias], lr=0.2)
     scheduler = catalog.resolve("linear")(warmup=0.0).scheduler(optimizer, 300)
     losses = []
     for _ in range(300):

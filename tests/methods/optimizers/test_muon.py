@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 
 import pytest
 import torch
@@ -45,12 +46,12 @@ def problem(shapes, steps=4, seed=0):
     return weights, gradients
 
 
-def run(weights, gradients, dtype=torch.float64, **options):
-    parameters = [torch.nn.Parameter(weight.to(dtype)) for weight in weights]
+def run(weights, gradients, number=torch.float64, **options):
+    parameters = [torch.nn.Parameter(weight.to(number, copy=True)) for weight in weights]
     optimizer = Muon(parameters, **options)
     for step in gradients:
         for parameter, gradient in zip(parameters, step, strict=True):
-            parameter.grad = gradient.to(dtype)
+            parameter.grad = gradient.to(number)
         optimizer.step()
     return [parameter.detach() for parameter in parameters]
 
@@ -198,7 +199,8 @@ def sharded_step(rank, folder):
 def test_two_sharded_ranks_equal_one(tmp_path):
     from safetensors.torch import load_file
 
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.multiprocessing.spawn(sharded_step, args=(str(tmp_path),), nprocs=2)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Linear(5, 3)).double()

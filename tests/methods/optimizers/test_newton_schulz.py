@@ -26,7 +26,11 @@ def test_oracles_of_the_sheet():
     torch.testing.assert_close(diagonal, expected, atol=1e-6, rtol=0)
     values = torch.linalg.svdvals(newton_schulz(torch.tensor([[3.0, 0.0], [4.0, 5.0]], dtype=torch.float64)))
     assert values.tolist() == pytest.approx([1.133706, 0.753033], abs=1e-6)
-    assert newton_schulz(torch.ones(1, 1, dtype=torch.float64)).item() == pytest.approx(0.7010, abs=1e-4)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    assert newton_schulz(one, steps=1).item() == pytest.approx(0.7010, abs=1e-9)
+    assert newton_schulz(one).item() == pytest.approx(mapped(one).item(), abs=1e-12)
+    tiny = newton_schulz(torch.diag(torch.tensor([1.0, 1e-9], dtype=torch.float64)))[1, 1].item()
+    assert tiny / 1e-9 == pytest.approx(484.9, abs=0.1)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 7), (7, 3), (1, 6), (6, 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_one_minus_sqrt_and_cosine():
 def test_decay_falls_from_one_and_never_rises(shape):
     values = factors(WSD(warmup=0.1, decay=0.3, shape=shape, floor=0.05), total=200, start=20)
     assert values[0] == 1.0
-    assert all(later <= earlier for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(values))
     assert values[120] == pytest.approx(1.0)
     assert values[121] < 1.0
 

@@ -46,7 +46,9 @@ def matrix_nuclear_norm(states: Tensor) -> Tensor:
 
 def nuclear_norm(states: Tensor) -> Tensor:
     """The exact nuclear norm of the normalised states over L: [..., L, d] -> [...]."""
-    return _eigenvalues(states).sqrt().sum(-1) / math.sqrt(states.shape[-2])
+    unit, bad = _with_direction(states)
+    # Not from the eigenvalues below: a root of their rounding errors would not be small.
+    return (torch.linalg.svdvals(unit).sum(-1) / states.shape[-2]).masked_fill(bad, torch.nan)
 
 
 def matrix_entropy(states: Tensor) -> Tensor:
@@ -56,13 +58,18 @@ def matrix_entropy(states: Tensor) -> Tensor:
 
 def _eigenvalues(states: Tensor) -> Tensor:
     """Eigenvalues of X^T X / L that can be non-zero, [..., min(L, d)], from the smaller of the two Gram matrices."""
-    unit = normalised_states(states)
+    unit, bad = _with_direction(states)
     tokens, features = unit.shape[-2:]
     gram = unit.mT @ unit if features <= tokens else unit @ unit.mT
-    # One text without a direction must not make the decomposition of the others fail.
-    bad = ~gram.isfinite().all(-1).all(-1)
-    values = torch.linalg.eigvalsh(gram.masked_fill(bad[..., None, None], 0.0) / tokens).clamp_min(0.0)
+    values = torch.linalg.eigvalsh(gram / tokens).clamp_min(0.0)
     return values.masked_fill(bad[..., None], torch.nan)
+
+
+def _with_direction(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised states and which texts have none: one of those must not make the others' decomposition fail."""
+    unit = normalised_states(states)
+    bad = ~unit.isfinite().all(-1).all(-1)
+    return unit.masked_fill(bad[..., None, None], 0.0), bad
 
 
 @torch.no_grad()

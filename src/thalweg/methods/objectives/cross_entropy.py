@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thalweg.methods.objectives.linear_cross_entropy import IGNORED, linear_cross_entropy
+from thalweg.methods.objectives.linear_cross_entropy import IGNORED, linear_cross_entropy, with_normaliser
 
 
 class CrossEntropy(nn.Module):
@@ -42,3 +42,12 @@ class CrossEntropy(nn.Module):
         """
         flat = hidden.reshape(-1, hidden.shape[-1])
         return linear_cross_entropy(flat, weight, targets.reshape(-1), chunk, weighted).view(targets.shape)
+
+    @staticmethod
+    def from_hidden_with_normaliser(
+        hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, weighted: bool, z_coefficient: float
+    ) -> tuple[Tensor, Tensor]:
+        """`from_hidden` plus z_coefficient * logsumexp(logits)^2, and the logsumexps, both of targets' shape."""
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        losses, normaliser = with_normaliser(flat, weight, targets.reshape(-1), chunk, weighted, z_coefficient)
+        return losses.view(targets.shape), normaliser.view(targets.shape)

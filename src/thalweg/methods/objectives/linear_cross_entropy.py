@@ -50,24 +50,35 @@ def linear_cross_entropy(
         TrainingError: shapes that do not fit, or a chunk below 1.
         RuntimeError: in the backward pass, if the promise of `weighted=False` is broken.
     """
+    return with_normaliser(hidden, weight, targets, chunk, weighted)[0]
+
+
+def with_normaliser(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, weighted: bool, z_coefficient: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """`linear_cross_entropy`, plus z_coefficient * logsumexp^2 on every loss that counts.
+
+    Returns:
+        [N] losses, and [N] the logsumexp of the logits, without gradient.
+    """
+    where = "linear_cross_entropy"
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise TrainingError(
             f"hidden states {tuple(hidden.shape)} and head weight {tuple(weight.shape)} do not fit",
-            where="linear_cross_entropy",
+            where=where,
             fix="Give hidden states [tokens, width] and a weight [vocabulary, width].",
         )
     if targets.shape != hidden.shape[:1]:
         raise TrainingError(
             f"{tuple(targets.shape)} targets for {hidden.shape[0]} tokens",
-            where="linear_cross_entropy",
+            where=where,
             fix="Flatten the targets to one a token.",
         )
     if chunk < 1:
-        raise TrainingError(f"chunk = {chunk} is below 1", where="linear_cross_entropy", fix="Try chunk=1024.")
+        raise TrainingError(f"chunk = {chunk} is below 1", where=where, fix="Try chunk=1024.")
     # A plain evaluation needs neither kind of gradient; the recomputing form does nothing beyond the losses then.
-    if weighted or not torch.is_grad_enabled():
-        return _Recomputing.apply(hidden, weight, targets, chunk)
-    return _Promised.apply(hidden, weight, targets, chunk)
+    form = _Recomputing if weighted or not torch.is_grad_enabled() else _Promised
+    return form.apply(hidden, weight, targets, chunk, z_coefficient)
 
 
 class _Chunks:
@@ -76,7 +87,7 @@ class _Chunks:
     def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> None:
         self.hidden, self.targets = hidden, targets
         self.weight = weight.to(hidden.dtype)
-        self.chunk = min(chunk, hidden.shape[0])
+        self.chunk = max(min(chunk, hidden.shape[0]), 1)
         self.exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         self.product = hidden.new_empty(self.chunk, weight.shape[0])
         same = hidden.dtype == self.exact
@@ -85,6 +96,11 @@ class _Chunks:
     def slices(self) -> list[slice]:
         count = self.hidden.shape[0]
         return [slice(start, min(start + self.chunk, count)) for start in range(0, count, self.chunk)]
+
+    def results(self) -> tuple[Tensor, Tensor]:
+        """Room for losses and logsumexps, [N] each."""
+        losses = self.hidden.new_zeros(self.hidden.shape[0], dtype=self.exact)
+        return losses, torch.zeros_like(losses)
 
     def forward(self, rows: slice) -> Tensor:
         """The logits of these tokens, in the exact type; a view that the next call overwrites."""
@@ -98,6 +114,24 @@ class _Chunks:
         targets = self.targets[rows].unsqueeze(1)
         valid = targets != IGNORED
         return valid, targets.where(valid, 0)
+
+    def losses(self, rows: slice, logits: Tensor, z_coefficient: float) -> tuple[Tensor, Tensor]:
+        """Losses [n] and logsumexps [n, 1] of these tokens; the logits become their softmax in place."""
+        valid, target = self.target(rows)
+        chosen = logits.gather(1, target)
+        total = _softmax_(logits)
+        losses = total - chosen
+        if z_coefficient:
+            losses += z_coefficient * total.square()
+        return losses.where(valid, 0.0).squeeze(1), total
+
+    def error_(self, rows: slice, softmax: Tensor, total: Tensor, z_coefficient: float) -> Tensor:
+        """Turn the softmax into the gradient of the losses for the logits, in place."""
+        valid, target = self.target(rows)
+        if z_coefficient:
+            softmax.mul_(1.0 + 2.0 * z_coefficient * total)
+        softmax.scatter_add_(1, target, torch.full_like(total, -1.0))
+        return softmax.masked_fill_(~valid, 0.0)
 
     def backward(self, rows: slice, error: Tensor, grad_hidden: Tensor | None, grad_weight: Tensor | None) -> None:
         """Add what the gradient for the logits gives to hidden states and weight; `error` is used up."""
@@ -124,90 +158,82 @@ def _softmax_(logits: Tensor) -> Tensor:
     return top + total.log()
 
 
-def _zeros_if(needed: bool, like: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
-    return torch.zeros(like.shape, dtype=dtype or like.dtype, device=like.device) if needed else None
-
-
 class _Promised(torch.autograd.Function):
     """Gradients formed in the forward pass, scaled by the one upstream gradient in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, z_coefficient: float
+    ) -> tuple[Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
             work = _Chunks(hidden, weight, targets, chunk)
-            losses = torch.zeros(hidden.shape[0], dtype=work.exact, device=hidden.device)
+            losses, normaliser = work.results()
             needs_hidden, needs_weight = ctx.needs_input_grad[:2]
             grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-            grad_weight = _zeros_if(needs_weight, weight, work.exact)
-            for rows in work.slices() if hidden.shape[0] else []:
+            grad_weight = torch.zeros_like(weight, dtype=work.exact) if needs_weight else None
+            for rows in work.slices():
                 logits = work.forward(rows)
-                valid, target = work.target(rows)
-                chosen = logits.gather(1, target)
-                losses[rows] = (_softmax_(logits) - chosen).where(valid, 0.0).squeeze(1)
+                losses[rows], total = work.losses(rows, logits, z_coefficient)
+                normaliser[rows] = total.squeeze(1)
                 if needs_hidden or needs_weight:
-                    logits.scatter_add_(1, target, torch.full_like(chosen, -1.0))
-                    logits.masked_fill_(~valid, 0.0)
-                    work.backward(rows, logits, grad_hidden, grad_weight)
+                    error = work.error_(rows, logits, total, z_coefficient)
+                    work.backward(rows, error, grad_hidden, grad_weight)
         ctx.save_for_backward(targets, grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
-        return losses
+        ctx.mark_non_differentiable(normaliser)
+        return losses, normaliser
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         targets, grad_hidden, grad_weight = ctx.saved_tensors
-        if not targets.numel():
-            scale = upstream.new_zeros(())
-        else:
-            valid = targets != IGNORED
-            scale = upstream[valid.to(torch.uint8).argmax()]
-            kept = (upstream == scale) | ~valid | upstream.isnan()
-            torch._assert_async(
-                kept.all(),
-                "linear_cross_entropy(weighted=False) was promised one upstream gradient for all losses, but they "
-                "differ: take the mean or the sum of the losses, or say weighted=True",
-            )
-        return (
-            None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype),
-            None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype),
-            None,
-            None,
-        )
+        scale = _the_one(upstream, targets != IGNORED) if targets.numel() else upstream.new_zeros(())
+        for_hidden = None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype)
+        for_weight = None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype)
+        return for_hidden, for_weight, None, None, None
+
+
+def _the_one(upstream: Tensor, valid: Tensor) -> Tensor:
+    """The upstream gradient that all valid losses share; fails, without waiting for the device, if they do not."""
+    scale = upstream[valid.to(torch.uint8).argmax()]
+    torch._assert_async(
+        ((upstream == scale) | ~valid | upstream.isnan()).all(),
+        "linear_cross_entropy(weighted=False) was promised one upstream gradient for all losses, but they differ: "
+        "take the mean or the sum of the losses, or say weighted=True",
+    )
+    return scale
 
 
 class _Recomputing(torch.autograd.Function):
     """Logits of each chunk computed again in the backward pass, for any upstream gradient."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, z_coefficient: float
+    ) -> tuple[Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
             work = _Chunks(hidden, weight, targets, chunk)
-            losses = torch.zeros(hidden.shape[0], dtype=work.exact, device=hidden.device)
-            normaliser = torch.zeros_like(losses)
-            for rows in work.slices() if hidden.shape[0] else []:
-                logits = work.forward(rows)
-                valid, target = work.target(rows)
-                chosen = logits.gather(1, target)
-                total = _softmax_(logits)
-                losses[rows] = (total - chosen).where(valid, 0.0).squeeze(1)
+            losses, normaliser = work.results()
+            for rows in work.slices():
+                losses[rows], total = work.losses(rows, work.forward(rows), z_coefficient)
                 normaliser[rows] = total.squeeze(1)
         ctx.save_for_backward(hidden, weight, targets, normaliser)
-        ctx.chunk = chunk
-        return losses
+        ctx.chunk, ctx.z_coefficient = chunk, z_coefficient
+        ctx.mark_non_differentiable(normaliser)
+        return losses, normaliser
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, normaliser = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         with torch.autocast(hidden.device.type, enabled=False):
             work = _Chunks(hidden, weight, targets, ctx.chunk)
             grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-            grad_weight = _zeros_if(needs_weight, weight, work.exact)
-            for rows in work.slices() if hidden.shape[0] else []:
-                error = work.forward(rows).sub_(normaliser[rows].unsqueeze(1)).exp_()
-                valid, target = work.target(rows)
-                error.scatter_add_(1, target, torch.full_like(error[:, :1], -1.0))
-                error.mul_(upstream[rows].unsqueeze(1)).masked_fill_(~valid, 0.0)
-                work.backward(rows, error, grad_hidden, grad_weight)
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
+            grad_weight = torch.zeros_like(weight, dtype=work.exact) if needs_weight else None
+            for rows in work.slices():
+                total = normaliser[rows].unsqueeze(1)
+                softmax = work.forward(rows).sub_(total).exp_()
+                error = work.error_(rows, softmax, total, ctx.z_coefficient)
+                work.backward(rows, error.mul_(upstream[rows].unsqueeze(1)), grad_hidden, grad_weight)
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None

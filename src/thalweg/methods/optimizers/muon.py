@@ -200,7 +200,7 @@ def _as_matrices(update: Tensor) -> Tensor:
     """A view [stack, m, n]: three dimensions are a stack already, more are one filter [out, rest]."""
     if update.ndim == 3:
         return update
-    return update.reshape(1, update.shape[0], -1)
+    return update.flatten(1).unsqueeze(0)
 
 
 def _scale(shape: torch.Size, group: dict[str, Any]) -> float:

@@ -9,8 +9,12 @@ values fast (slope 485 at 0 after five steps) and do not converge to 1: the valu
 Source: "Muon: An optimizer for hidden layers in neural networks" (Jordan and others, 2024, blog post).
 
 Where we deviate: the norm is taken in float32 before rounding to bfloat16, and a floor on it replaces "+ 1e-7", so
-that the result does not depend on the scale of the input. Matrices of one shape and its transpose go through one
-chain of batched products: small models have many small matrices, and a call each would cost more than the maths.
+that the result does not depend on the scale of the input (theirs shrinks once the norm of a matrix nears 1e-7). Sums
+are formed inside the products, not after them: against float32 our bfloat16 result is off by 1.3% in norm where the
+first implementation's is off by 3% (random matrices 64 x 64 and 128 x 352).
+
+Matrices of one shape and its transpose go through one chain of batched products: small models have many small
+matrices, and a call each would cost more than the maths.
 """
 
 from __future__ import annotations
@@ -28,14 +32,15 @@ BATCH_ELEMENTS = 1 << 26
 def working_dtype(tensor: Tensor, dtype: str = "auto") -> torch.dtype:
     """The number format for the products: "bfloat16", "float32", or "auto".
 
-    auto: bfloat16 on CUDA and on CPUs with bfloat16 instructions, else float32; float64 stays float64.
+    auto: bfloat16 on CUDA and on CPUs for which oneDNN supports it, else float32; float64 stays float64.
     """
     if dtype != "auto":
         return {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
     if tensor.dtype == torch.float64:
         return torch.float64
     if tensor.device.type == "cpu":
-        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+        supported = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if supported else torch.float32
     return torch.bfloat16 if tensor.device.type == "cuda" else torch.float32
 
 

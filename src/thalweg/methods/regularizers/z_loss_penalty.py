@@ -6,14 +6,14 @@ Cross-entropy does not change when all logits of a token move together, so nothi
 softmax loses its precision. The penalty does: its gradient is 2 c logZ softmax(logits).
 
 Source: "PaLM: Scaling Language Modeling with Pathways" (2022, arXiv:2204.02311), studied in "Small-scale proxies for
-large-scale Transformer training instabilities" (2023, arXiv:2309.14322). The callback wraps the trainer's objective;
-it needs the logits, so a fused cross-entropy that never shows them gives way to the chunked form.
+large-scale Transformer training instabilities" (2023, arXiv:2309.14322). The callback wraps the trainer's objective.
+Our cross-entropy adds the penalty inside its fused form; other objectives are given their logits in chunks.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,17 +43,32 @@ class ZLossObjective(nn.Module):
         self.coefficient = coefficient
         self._total: Tensor | None = None
         self._count: Tensor | None = None
+        # Trainers look for `from_hidden`: it is there when the objective within can add the penalty as it goes.
+        if hasattr(objective, "from_hidden_with_normaliser"):
+            self.from_hidden = self._from_hidden
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Losses of targets' shape; 0 where the target is -100."""
         penalty = z_loss(logits, self.coefficient).where(targets != IGNORED, 0.0)
-        # Checkpointing runs this again inside the backward pass: those tokens are counted already. Passes without
-        # gradients are evaluations.
+        self._record(penalty.detach(), targets)
+        return self.objective(logits, targets) + penalty
+
+    def _from_hidden(
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 1024, weighted: bool = False
+    ) -> Tensor:
+        """The same losses from hidden states [..., d] and a head weight [V, d]."""
+        fused = cast(Any, self.objective).from_hidden_with_normaliser
+        losses, normaliser = fused(hidden, weight, targets, chunk, weighted, self.coefficient)
+        self._record((self.coefficient * normaliser.square()).where(targets != IGNORED, 0.0), targets)
+        return losses
+
+    def _record(self, penalty: Tensor, targets: Tensor) -> None:
+        # Checkpointing runs `forward` again inside the backward pass: those tokens are counted already. Passes
+        # without gradients are evaluations.
         if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
-            total, count = penalty.detach().sum(), (targets != IGNORED).sum()
+            total, count = penalty.sum(), (targets != IGNORED).sum()
             self._total = total if self._total is None else self._total + total
             self._count = count if self._count is None else self._count + count
-        return self.objective(logits, targets) + penalty
 
     def take_mean(self) -> float | None:
         """Mean penalty a token since the last call; None if nothing was computed."""

@@ -1,0 +1,51 @@
+"""A tokenizer of bytes, and a split that lives in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """256 bytes and an end of text: 257 tokens."""
+    vocabulary = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocabulary["<|endoftext|>"] = 256
+    inner = Tokenizer(models.BPE(vocabulary, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>")
+
+
+class ArraySplit:
+    """Documents of the given lengths in tokens; each token but the closing one is a byte."""
+
+    def __init__(self, lengths, vocabulary=257, seed=0):
+        self.tokens = np.random.default_rng(seed).integers(0, vocabulary, sum(lengths))
+        self.offsets = np.concatenate([[0], np.cumsum(lengths)])
+        self.bytes = np.asarray(lengths) - 1
+        self.token_count = int(sum(lengths))
+        self.most_read = 0
+
+    def read(self, start, stop):
+        self.most_read = max(self.most_read, stop - start)
+        return self.tokens[start:stop].astype(np.int64)
+
+    def documents(self):
+        return self.offsets, self.bytes
+
+
+@pytest.fixture(scope="session")
+def array_split():
+    return ArraySplit
