@@ -169,21 +169,25 @@ def test_sizes_that_make_no_model(vocabulary, context):
         build(nearest("0.2M"), vocabulary, context, seed=0)
 
 
+@pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("name", ["0.2M", "3M", "10M"])
-def test_signals_keep_their_size_at_every_width(name):
-    model = build(nearest(name), vocab_size=512, context=32, seed=0)
-    weights = dict(model.named_parameters())
+def test_signals_keep_their_size_at_every_width(name, tie):
+    model = build(nearest(name), vocab_size=512, context=32, seed=0, tie=tie)
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     width, layers = model.config.hidden_size, model.config.num_hidden_layers
     up, down = (weights[f"model.layers.0.mlp.{part}_proj.weight"] for part in ("up", "down"))
-    assert float(up.detach().std()) == pytest.approx(1 / math.sqrt(width), rel=0.03)
-    assert float(down.detach().std()) == pytest.approx(1 / math.sqrt(down.shape[1] * 2 * layers), rel=0.03)
-    assert float(weights["model.norm.weight"].detach().std()) == 0.0
+    assert float(up.std()) == pytest.approx(1 / math.sqrt(width), rel=0.03)
+    assert float(down.std()) == pytest.approx(1 / math.sqrt(down.shape[1] * 2 * layers), rel=0.03)
+    table = 1 / math.sqrt(width) if tie else 1.0
+    assert float(weights["model.embed_tokens.weight"].std()) == pytest.approx(table, rel=0.03)
+    assert bool((weights["model.norm.weight"] == 1).all())
     tokens = torch.arange(64).view(2, 32)
     with torch.no_grad():
         stream = model.model(tokens, output_hidden_states=True).hidden_states[-2]
         loss = functional.cross_entropy(model(tokens).logits.flatten(0, 1), tokens.flatten() + 64)
-    assert 0.1 < float(stream.std()) < 1.5
-    assert abs(float(loss) - math.log(512)) < 0.15
+    assert 0.1 < float(stream.std()) < 1.6
+    # Logits of unit size cost half a nat over log(vocab_size), those of 0.2 a fiftieth.
+    assert float(loss) - math.log(512) == pytest.approx(0.5 if tie else 0.02, abs=0.25)
 
 
 def test_initialise_restores_a_damaged_model():

@@ -75,6 +75,7 @@ def evaluate(
     max_tokens: int | None = None,
     autocast: torch.dtype | None = None,
     seed: int = 0,
+    token_losses: torch.nn.Module | None = None,
 ) -> Evaluation:
     """Measures a causal language model on the head of a split.
 
@@ -94,6 +95,8 @@ def evaluate(
         max_tokens: at most so many tokens from the start; None means all.
         autocast: a dtype to compute in, None for that of the weights. The loss is always float32.
         seed: of the bootstrap.
+        token_losses: a module that gives cross-entropies [B, T] from inputs and targets in evaluation mode; needed
+            where the model cannot be called by itself, since its weights are divided over ranks.
 
     Raises:
         DataError: fewer than two tokens, or a context or batch size below one.
@@ -106,8 +109,8 @@ def evaluate(
     offsets, sizes, documents = _units(split, limit, context)
     end = int(offsets[-1])
     nats = np.zeros(len(sizes))
-    with torch.no_grad(), evaluation_mode(model):
-        losses = _loss_function(model, autocast)
+    with torch.no_grad(), evaluation_mode(model if token_losses is None else token_losses):
+        losses = _loss_function(model, autocast) if token_losses is None else _called(token_losses, autocast)
         for start in range(0, end - 1, batch_size * context):
             tokens = split.read(start, min(start + batch_size * context + 1, end))
             costs = losses(*_windows(tokens, context, model.device))[: len(tokens) - 1]
@@ -155,6 +158,18 @@ def _windows(tokens: np.ndarray, context: int, device: torch.device) -> tuple[to
     return inputs, targets
 
 
+def _called(
+    token_losses: torch.nn.Module, autocast: torch.dtype | None
+) -> Callable[[torch.Tensor, torch.Tensor], np.ndarray]:
+    """The same function where a module makes the losses."""
+
+    def losses(inputs: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
+        with nullcontext() if autocast is None else torch.autocast(inputs.device.type, dtype=autocast):
+            return token_losses(inputs, targets).flatten().double().cpu().numpy()
+
+    return losses
+
+
 def _loss_function(
     model: PreTrainedModel, autocast: torch.dtype | None
 ) -> Callable[[torch.Tensor, torch.Tensor], np.ndarray]:
@@ -168,7 +183,7 @@ def _loss_function(
         with precision:
             hidden = backbone(input_ids=inputs, use_cache=False).last_hidden_state.flatten(0, 1)
             parts = [
-                _nats(functional.linear(part, head), target)
+                nats_of(functional.linear(part, head), target)
                 for part, target in zip(hidden.split(piece), targets.flatten().split(piece), strict=True)
             ]
         return torch.cat(parts).double().cpu().numpy()
@@ -177,7 +192,7 @@ def _loss_function(
         rows = max(1, _LOGITS_AT_ONCE // (model.config.get_text_config().vocab_size * inputs.shape[1]))
         with precision:
             parts = [
-                _nats(model(input_ids=some, use_cache=False).logits.flatten(0, 1), target.flatten())
+                nats_of(model(input_ids=some, use_cache=False).logits.flatten(0, 1), target.flatten())
                 for some, target in zip(inputs.split(rows), targets.split(rows), strict=True)
             ]
         return torch.cat(parts).double().cpu().numpy()
@@ -185,7 +200,8 @@ def _loss_function(
     return from_hidden_states if exact else from_logits
 
 
-def _nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def nats_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropies [N] in float32 of logits [N, V]; 0 where the target is -100."""
     return functional.cross_entropy(logits.float(), targets, ignore_index=-100, reduction="none")
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from thalweg import catalog
 from thalweg.data import TokenStore, WindowSampler
-from thalweg.errors import MachineError
+from thalweg.errors import MachineError, RecipeError
 from thalweg.models.blocks import decoder_blocks
 from thalweg.models.folder import load
 from thalweg.models.ladder import build, flops_per_token, nearest
@@ -61,6 +62,13 @@ def assemble(
             where="training.batch_size",
             fix="Choose a batch size that is a multiple of the number of ranks.",
         )
+    watching = [choice.name for choice in recipe.callbacks if catalog.lookup(choice.name).family == "monitors"]
+    if parallel.shard and watching:
+        raise RecipeError(
+            f"{watching[0]} looks at the whole model, which no rank has when it is sharded",
+            where="training.shard",
+            fix="Leave out --shard or the monitor.",
+        )
     chosen["micro_batch"] = micro_batch(chosen["batch_size"] // parallel.world_size, chosen["micro_batch"])
     process.set_threads(
         max(chosen["threads"] // parallel.world_size, 1) if parallel.world_size > 1 else chosen["threads"]
@@ -73,7 +81,7 @@ def assemble(
             block.compile()
     token_losses = TokenLosses(model, recipe.objective.build())
     module = parallel.wrap(token_losses, decoder_blocks(model))
-    groups = parameter_groups(model, weight_decay=chosen["weight_decay"])
+    groups = parameter_groups(model, chosen["weight_decay"], chosen["lr_scale"])
     sampler = WindowSampler(
         store.train, chosen["context"], chosen["batch_size"], recipe.seed, parallel.rank, parallel.world_size
     )

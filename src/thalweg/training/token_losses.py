@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.methods.objectives.chunked import chunked_losses
+from thalweg.models.evaluate import nats_of
 from thalweg.models.head import backbone_and_head
 
 # Bytes of float32 logits at a time: on a CPU what the last cache level holds, on a GPU enough to fill the machine.
@@ -19,6 +20,8 @@ LOGIT_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
 
 class TokenLosses(nn.Module):
     """`forward(input_ids [B, T], targets [B, T]) -> losses [B, T]` (float32, nats; 0 where the target is -100).
+
+    In evaluation mode the losses are plain cross-entropies, whatever the objective.
 
     Args:
         model: a Hugging Face causal language model.
@@ -42,7 +45,9 @@ class TokenLosses(nn.Module):
     def forward(self, input_ids: Tensor, targets: Tensor) -> Tensor:
         if not self._exact:
             logits = self.model(input_ids=input_ids, use_cache=False).logits
-            return self.objective(logits, targets)
+            if self.training:
+                return self.objective(logits, targets)
+            return nats_of(logits.flatten(0, 1), targets.flatten()).view(targets.shape)
         hidden = self._backbone[0](input_ids=input_ids, use_cache=False).last_hidden_state
         if torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
@@ -50,10 +55,14 @@ class TokenLosses(nn.Module):
         head = self.model.get_output_embeddings()  # type: ignore[operator]
         tokens = hidden.flatten(0, -2)
         chunk = max(LOGIT_BYTES[hidden.device.type] // (4 * head.weight.shape[0]), 64)
-        if hasattr(self.objective, "from_hidden"):
+        if not self.training:
+            pieces = zip(tokens.split(chunk), targets.flatten().split(chunk), strict=True)
+            losses = torch.cat([nats_of(head(piece), target) for piece, target in pieces])
+        elif hasattr(self.objective, "from_hidden"):
             losses = self.objective.from_hidden(tokens, head.weight, targets.flatten(), chunk, self.weighted)
         elif len(tokens) <= chunk:
             losses = self.objective(head(tokens), targets.flatten())
         else:
             losses = chunked_losses(tokens, head, self.objective, targets.flatten(), chunk)
-        return losses.view(targets.shape)
+        # A copy, not a view: FSDP2's hooks are lost where an output shares memory.
+        return losses.reshape(targets.shape).clone()

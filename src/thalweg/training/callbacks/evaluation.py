@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from thalweg.budget import Budget
 from thalweg.models.evaluate import evaluate
@@ -41,13 +44,16 @@ class HeldOut:
     def run(self, trainer: Trainer) -> None:
         """Evaluate, write the line and tell the other callbacks."""
         began = time.monotonic()
-        with process.autocast(trainer.parallel.device, trainer.plan["precision"]):
+        # Compiled blocks would be compiled again for evaluation; a few eager batches cost less.
+        eager = torch.compiler.set_stance("force_eager") if trainer.plan["compile"] else contextlib.nullcontext()
+        with eager, process.autocast(trainer.parallel.device, trainer.plan["precision"]):
             found = evaluate(
                 trainer.model,
                 self.split,
                 context=trainer.plan["context"],
                 batch_size=trainer.plan["micro_batch"],
                 max_tokens=self.tokens,
+                token_losses=trainer.module,
             )
         clock = trainer.clock
         self.last = {
