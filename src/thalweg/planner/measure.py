@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from thalweg.models.blocks import decoder_blocks
-from thalweg.methods.optimizers.parameter_groups import parameter_groups
+from thalweg.models.parameter_groups import parameter_groups
 from thalweg.recipe import Recipe
 from thalweg.training import process
 from thalweg.training.token_losses import TokenLosses

@@ -10,10 +10,11 @@ import torch
 from thalweg import catalog
 from thalweg.data import TokenStore, WindowSampler
 from thalweg.errors import MachineError, RecipeError
+from thalweg.models.attention import use_fastest_attention
 from thalweg.models.blocks import decoder_blocks
 from thalweg.models.folder import load
 from thalweg.models.ladder import build, flops_per_token, nearest
-from thalweg.methods.optimizers.parameter_groups import parameter_groups
+from thalweg.models.parameter_groups import parameter_groups
 from thalweg.recipe import Choice, Recipe
 from thalweg.runs import Run
 from thalweg.sessions.closing import Closing
@@ -76,6 +77,7 @@ def assemble(
     torch.manual_seed(recipe.seed)
     model = build_model(chosen, recipe.seed).to(parallel.device)
     model.train()
+    use_fastest_attention(model, parallel.device, chosen["precision"], chosen["context"])
     if chosen["compile"]:
         for block in decoder_blocks(model):
             block.compile()

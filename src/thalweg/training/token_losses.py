@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from thalweg.methods.objectives.chunked import chunked_losses
+from thalweg.models.chunked import chunked_losses
 from thalweg.models.evaluate import nats_of
 from thalweg.models.head import backbone_and_head
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from thalweg import catalog
 from thalweg.errors import UserError
-from thalweg.methods.optimizers.parameter_groups import parameter_groups
+from thalweg.models.parameter_groups import parameter_groups
 
 OPTIMIZERS = [name for name, card in catalog.load().items() if card.slot == "optimizer"]
 pytestmark = pytest.mark.parametrize("name", OPTIMIZERS)

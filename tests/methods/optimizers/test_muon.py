@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 import sys
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from thalweg.errors import RecipeError
 from thalweg.methods.optimizers import AdamW, Muon
 from thalweg.methods.optimizers.newton_schulz import newton_schulz
-from thalweg.methods.optimizers.parameter_groups import parameter_groups
+from thalweg.models.parameter_groups import parameter_groups
 
 
 def reference(weight, gradients, lr, decay, beta=0.95, nesterov=True, scale="kimi", steps=5):
@@ -192,6 +193,8 @@ def sharded_step(rank, folder):
     full = {name: parameter.detach().full_tensor() for name, parameter in model.named_parameters()}
     if rank == 0:
         save_file(full, f"{folder}/result.safetensors")
+    # Nobody leaves while another rank may still be talking to it.
+    dist.barrier()
     dist.destroy_process_group()
 
 
@@ -199,9 +202,16 @@ def sharded_step(rank, folder):
 def test_two_sharded_ranks_equal_one(tmp_path):
     from safetensors.torch import load_file
 
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(sharded_step, args=(str(tmp_path),), nprocs=2)
+    # This file run as a script is one rank: what goes wrong there is seen here, from whatever folder pytest runs.
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(tmp_path)], env=os.environ | loopback, stderr=subprocess.PIPE
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1].decode() for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Linear(5, 3)).double()
     optimizer = Muon(model.parameters(), lr=0.05, weight_decay=0.1)
@@ -213,3 +223,7 @@ def test_two_sharded_ranks_equal_one(tmp_path):
     result = load_file(tmp_path / "result.safetensors")
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(result[name], parameter.detach(), atol=1e-12, rtol=0)
+
+
+if __name__ == "__main__":
+    sharded_step(int(sys.argv[1]), sys.argv[2])

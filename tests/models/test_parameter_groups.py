@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from thalweg.errors import ModelError
-from thalweg.methods.optimizers.parameter_groups import parameter_groups
+from thalweg.models.parameter_groups import parameter_groups
 
 
 def kinds(model, **options):

@@ -7,7 +7,7 @@ import torch
 
 from thalweg.errors import TrainingError
 from thalweg.methods.objectives import CrossEntropy
-from thalweg.methods.objectives.chunked import chunked_losses
+from thalweg.models.chunked import chunked_losses
 from thalweg.methods.regularizers.z_loss_penalty import ZLossObjective
 
 
