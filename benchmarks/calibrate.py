@@ -109,8 +109,8 @@ def main() -> None:
         return
     constants = json.loads(CONSTANTS.read_text())
     constants["source"] = (
-        f"benchmarks/calibrate.py, {datetime.date.today()}: {len(rows)} runs of the default arm on the embedded corpus, "
-        f"{arguments.sizes} parameters, {arguments.tokens} tokens, vocabulary 4096"
+        f"benchmarks/calibrate.py, {datetime.date.today()}: {len(rows)} runs of the default arm on the embedded "
+        f"corpus, {arguments.sizes} parameters, {arguments.tokens} tokens, vocabulary 4096"
     )
     constants["law"] = {**law.to_dict(), "sigma": sigma}
     every = max(len(law.refits) // KEPT_REFITS, 1)

@@ -10,7 +10,11 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-_WORDS = "the valley water stone river bends low under old bridge light falls where reeds grow and stream finds its way".split()
+_SENTENCES = (
+    "the valley water stone river bends low under old bridge light falls",
+    "where reeds grow and stream finds its way",
+)
+_WORDS = " ".join(_SENTENCES).split()
 
 
 @pytest.fixture(scope="session")

@@ -46,15 +46,21 @@ def test_far_off_name_gets_the_list():
     assert "thalweg methods" in caught.value.fix
 
 
+def typed(argument: str) -> str:
+    """The statements of `thalweg ARGUMENT`."""
+    start = f"import sys; sys.argv = ['thalweg', {argument!r}]; from thalweg.cli import main"
+    return f"{start}\ntry: main()\nexcept SystemExit: pass"
+
+
 @pytest.mark.parametrize(
     "statement",
     [
         "import thalweg",
         "from thalweg import catalog; catalog.load()",
         "from thalweg.recipe import Recipe; Recipe.parse('muon+wsd:decay=0.2').toml()",
-        "import sys; sys.argv = ['thalweg', '--help']; from thalweg.cli import main\ntry: main()\nexcept SystemExit: pass",
-        "import sys; sys.argv = ['thalweg', '--version']; from thalweg.cli import main\ntry: main()\nexcept SystemExit: pass",
-        "import sys; sys.argv = ['thalweg', 'methods']; from thalweg.cli import main\ntry: main()\nexcept SystemExit: pass",
+        typed("--help"),
+        typed("--version"),
+        typed("methods"),
     ],
 )
 def test_nothing_heavy_is_imported(statement):

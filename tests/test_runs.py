@@ -110,7 +110,14 @@ def test_a_second_process_is_refused(run):
 
 
 def test_a_crash_leaves_no_lock(run):
-    code = f"import time; from pathlib import Path; from thalweg.runs import Run; Run(Path({str(run.folder)!r})).lock(); print('held', flush=True); time.sleep(60)"
+    code = f"""
+import time
+from pathlib import Path
+from thalweg.runs import Run
+Run(Path({str(run.folder)!r})).lock()
+print("held", flush=True)
+time.sleep(60)
+"""
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"

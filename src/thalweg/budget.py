@@ -27,14 +27,10 @@ class Budget:
         if self.unit not in UNITS:
             raise BudgetError(f"{self.unit!r} is no unit of a budget", fix=_EXAMPLES)
         if not (math.isfinite(self.amount) and self.amount > 0):
-            raise BudgetError(
-                f"a budget of {self.amount:g} {self.unit} buys nothing", fix="Give more than zero."
-            )
+            raise BudgetError(f"a budget of {self.amount:g} {self.unit} buys nothing", fix="Give more than zero.")
         if self.unit in ("steps", "tokens"):
             if round(self.amount) < 1:
-                raise BudgetError(
-                    f"a budget of {self.amount:g} {self.unit} buys nothing", fix="Give at least one."
-                )
+                raise BudgetError(f"a budget of {self.amount:g} {self.unit} buys nothing", fix="Give at least one.")
             object.__setattr__(self, "amount", float(round(self.amount)))
 
     @classmethod
@@ -52,11 +48,7 @@ class Budget:
     def __str__(self) -> str:
         """The canonical spelling; `Budget.parse(str(budget)) == budget`."""
         if self.unit != "seconds":
-            number = (
-                repr(int(self.amount))
-                if self.amount < 1e15 and self.amount.is_integer()
-                else repr(self.amount)
-            )
+            number = repr(int(self.amount)) if self.amount < 1e15 and self.amount.is_integer() else repr(self.amount)
             return f"{number.replace('e+', 'e')} {self.unit[:-1] if number == '1' else self.unit}"
         for name in ("h", "min"):
             whole = self.amount / _SECONDS[name]

@@ -42,9 +42,7 @@ class Option:
             return "one of " + ", ".join(self.choices)
         bounds = [f"at least {self.low:g}"] if self.low is not None else []
         bounds += [f"at most {self.high:g}"] if self.high is not None else []
-        kind = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text"}[
-            self.type
-        ]
+        kind = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text"}[self.type]
         return " ".join([kind, " and ".join(bounds)]).strip()
 
     def check(self, value: Value, *, where: str) -> Value:
@@ -60,9 +58,7 @@ class Option:
         if good and not isinstance(value, str | bool):
             # Written so that NaN, which compares false with everything, is refused too.
             good = -float("inf") < value < float("inf")
-            good = (
-                good and (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
-            )
+            good = good and (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
         if not good:
             raise RecipeError(f"{value!r} is not allowed here", where=where, fix=f"Give {self.allowed()}.")
         return float(value) if self.type == "float" else value
@@ -97,8 +93,7 @@ class Card:
                     fix=suggest(key, self.options) or f"Its options: {', '.join(self.options) or 'none'}.",
                 )
         return {
-            key: self.options[key].check(value, where=f"{where}, {self.name}:{key}")
-            for key, value in options.items()
+            key: self.options[key].check(value, where=f"{where}, {self.name}:{key}") for key, value in options.items()
         }
 
 

@@ -23,7 +23,6 @@ from pydantic import (
     model_validator,
 )
 
-
 from thalweg import catalog
 from thalweg.budget import Budget
 from thalweg.catalog import ONE_PLACE_SLOTS, Value, suggest
@@ -135,9 +134,7 @@ def parse_arm(arm: str) -> dict[str, Any]:
     # A plus sign joins methods only before a letter: 1e+5 is a number.
     for part in re.split(r"\+\s*(?=[A-Za-z_])", arm):
         if not part.strip():
-            raise RecipeError(
-                "an arm names no method here", where=f"arm {arm!r}", fix="Write name+name:key=value."
-            )
+            raise RecipeError("an arm names no method here", where=f"arm {arm!r}", fix="Write name+name:key=value.")
         choice = _parse_choice(part)
         if choice.name in seen:
             raise RecipeError(f"{choice.name} is named twice", where=f"arm {arm!r}", fix="Name it once.")
@@ -219,9 +216,7 @@ class Recipe(Strict):
                     fix=f"It belongs under {choice.slot}.",
                 )
             if names.count(choice.name) > 1:
-                raise RecipeError(
-                    f"{choice.name} is named twice", where="recipe, callbacks", fix="Name it once."
-                )
+                raise RecipeError(f"{choice.name} is named twice", where="recipe, callbacks", fix="Name it once.")
         # One order, so that two spellings of the same experiment are the same experiment.
         return tuple(sorted(choices, key=lambda choice: choice.name))
 

@@ -7,8 +7,8 @@ import torch
 
 from thalweg.errors import TrainingError
 from thalweg.methods.objectives import CrossEntropy
-from thalweg.models.chunked import chunked_losses
 from thalweg.methods.regularizers.z_loss_penalty import ZLossObjective
+from thalweg.models.chunked import chunked_losses
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 12, 100])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -35,7 +36,7 @@ def test_counted_budgets_are_spent_and_not_overspent(budget, steps):
     clock, seen = spend(budget, epoch_tokens=400)
     assert clock.step == steps
     assert seen[-1] == 1.0
-    assert all(a < b for a, b in zip(seen, seen[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(seen))
 
 
 def test_progress_of_steps_is_exact():

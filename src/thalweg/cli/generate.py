@@ -22,10 +22,10 @@ def run(
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
 ) -> None:
     """Sample text from a run or a model folder."""
+    from thalweg.errors import ModelError
     from thalweg.models.folder import load
     from thalweg.models.generate import generate
     from thalweg.sessions.evaluate import model_folder
-    from thalweg.errors import ModelError
 
     found, tokenizer = load(model_folder(model))
     if tokenizer is None:

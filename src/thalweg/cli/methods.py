@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from thalweg.catalog import Card
 
 NAME = "methods"
 EXAMPLES = "Examples:  thalweg methods  |  thalweg methods wsd  |  thalweg methods --family schedules"
@@ -39,7 +44,7 @@ def run(
     console.print(table)
 
 
-def _show(card, console) -> None:  # type: ignore[no-untyped-def]
+def _show(card: Card, console: Console) -> None:
     source = f"{card.title} ({card.year})" + (f", arXiv:{card.arxiv}" if card.arxiv else "")
     console.print(f"[bold]{card.name}[/bold]  ({card.family}, slot {card.slot})\n{card.idea}")
     console.print(f"Source: {source}\nThe paper says: {card.paper_claim}\nCost: {card.cost}", markup=False)

@@ -15,6 +15,7 @@ _DECISIONS = (
     ("weight_decay", "Weight decay"),
     ("optimizer", "Optimizer"),
     ("schedule", "Schedule"),
+    ("warmup", "Warm-up"),
     ("precision", "Precision"),
     ("compile", "Compile"),
 )
@@ -33,13 +34,19 @@ def show_plan(plan: dict[str, Any]) -> None:
         table.add_row(label, _written(key, chosen), plan["reasons"].get(key, ""))
     console.print(table)
     machine = plan["machine"]
+    foretold = _bits(chosen["predicted_bits_per_byte"], chosen["predicted_low"], chosen["predicted_high"])
     console.print(
-        f"Expect {chosen['predicted_bits_per_byte']:.3f} bits per byte "
-        f"({chosen['predicted_low']:.3f} to {chosen['predicted_high']:.3f}) after {chosen['steps']:,} steps, "
+        f"Expect {foretold} after {chosen['steps']:,} steps, "
         f"{chosen['tokens'] / 1e6:.2f}M tokens ({chosen['epochs']:.2f} epochs) at "
         f"{chosen['tokens_per_second']:,.0f} tokens/s; "
         f"{machine['peak_flops'][chosen['precision']] / 1e9:,.0f} GFLOP/s measured on this machine."
     )
+
+
+def _bits(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
+        return "what the law of the ladder cannot tell of another model"
+    return f"{value:.3f} bits per byte ({low:.3f} to {high:.3f})"
 
 
 def _written(key: str, chosen: dict[str, Any]) -> str:
@@ -48,6 +55,8 @@ def _written(key: str, chosen: dict[str, Any]) -> str:
         return f"{value} ({chosen['layers']} layers x {chosen['width']})"
     if key == "compile":
         return "on" if value else "off"
+    if key == "warmup":
+        return "none" if not value else f"{value:.3g} of the budget"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

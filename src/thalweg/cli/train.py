@@ -103,9 +103,8 @@ def finish(result: Result) -> None:
             print(f"\nStopped at step {result.step}; nothing is lost. Continue with:")
             print(f"  thalweg train --resume {result.folder}")
         else:
-            print(
-                f"\nHeld-out bits per byte  {result.bits_per_byte:.4f}  (95% interval {result.low:.4f} to {result.high:.4f})"
-            )
+            interval = f"95% interval {result.low:.4f} to {result.high:.4f}"
+            print(f"\nHeld-out bits per byte  {result.bits_per_byte:.4f}  ({interval})")
             print(f"Spent                   {result.step} steps, {result.tokens:,} tokens, {result.seconds:.1f} s")
             print(f"Report                  {result.report}")
             print(f"Checkpoint              {result.checkpoint}")

@@ -11,5 +11,5 @@ def decoder_blocks(model: nn.Module) -> list[nn.Module]:
 
     An empty list where the model has no list of modules.
     """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=len)) if lists else []
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])

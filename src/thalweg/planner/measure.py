@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from thalweg.models.attention import use_fastest_attention
 from thalweg.models.blocks import decoder_blocks
+from thalweg.models.ladder import Shape, build
 from thalweg.models.parameter_groups import parameter_groups
+from thalweg.planner.assumptions import TIMED_PASSES
+from thalweg.planner.sizes import Size
 from thalweg.recipe import Recipe
 from thalweg.training import process
 from thalweg.training.token_losses import TokenLosses
@@ -17,19 +23,26 @@ from thalweg.training.token_losses import TokenLosses
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a forward and backward pass over one micro-batch, and of one optimizer step."""
+    """What a few steps took.
+
+    Attributes:
+        micro_batch: seconds of a forward and backward pass over one micro-batch.
+        optimizer: seconds of one optimizer step.
+        first: seconds of the first pass, which warms up, and compiles where that is asked for.
+        spent: seconds of the whole measurement, building the model included.
+    """
 
     micro_batch: float
     optimizer: float
     first: float
+    spent: float
 
-    def tokens_per_second(self, micro_tokens: int, micro_batches: int) -> float:
-        """Training tokens a second at so many micro-batches a step."""
-        return micro_tokens * micro_batches / (self.micro_batch * micro_batches + self.optimizer)
+
+Measure = Callable[..., Speed]  # the signature of `speed`
 
 
 def speed(
-    model: torch.nn.Module,
+    size: Size,
     recipe: Recipe,
     *,
     context: int,
@@ -37,36 +50,58 @@ def speed(
     precision: str,
     device: torch.device,
     compiled: bool = False,
-    repeats: int = 2,
+    most_seconds: float = float("inf"),
 ) -> Speed:
-    """Train `model` on random tokens for a few micro-batches. The weights are spoilt afterwards."""
+    """Train a model on random tokens: one pass and step to warm up, then `TIMED_PASSES` of them timed.
+
+    Args:
+        size: what to train; somebody's own model is spoilt afterwards.
+        recipe: its objective and optimizer are used.
+        micro_batch: windows of `context` tokens in a pass.
+        most_seconds: when the warm-up alone takes longer, it is what counts, and nothing is timed after it.
+    """
+    began = time.perf_counter()
+    source = size.source
+    model: Any = build(source, size.vocab_size, context, seed=0) if isinstance(source, Shape) else source
     model = model.to(device).train()
+    use_fastest_attention(model, device, precision, context)
     if compiled:
         for block in decoder_blocks(model):
             block.compile()
     losses = TokenLosses(model, recipe.objective.build())
     optimizer = recipe.optimizer.build(parameter_groups(model), lr=1e-6)
-    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocabulary, (micro_batch, context + 1), generator=generator).to(device)
+    tokens = torch.randint(size.vocab_size, (micro_batch, context + 1), generator=generator).to(device)
 
-    def forward_backward() -> None:
+    @torch.enable_grad()
+    def forward_backward() -> torch.Tensor:
         with process.autocast(device, precision):
             loss = losses(tokens[:, :-1], tokens[:, 1:]).mean()
         loss.backward()
+        return loss.detach()
 
-    first = _timed(forward_backward, device)
-    _timed(optimizer.step, device)
+    def step() -> None:
+        # Optimizers that want the gradient elsewhere, too, get a closure, as from the trainer.
+        optimizer.step(*([forward_backward] if getattr(optimizer, "second_look", False) else []))
+
+    first, first_step = _timed(forward_backward, device), _timed(step, device)
     passes, steps = [], []
-    for _ in range(repeats):
+    for _ in range(TIMED_PASSES):
+        if time.perf_counter() - began > most_seconds:
+            break
         passes.append(_timed(forward_backward, device))
-        steps.append(_timed(optimizer.step, device))
-    return Speed(statistics.median(passes), statistics.median(steps), first)
+        steps.append(_timed(step, device))
+    return Speed(
+        micro_batch=statistics.median(passes or [first]),
+        optimizer=statistics.median(steps or [first_step]),
+        first=first,
+        spent=time.perf_counter() - began,
+    )
 
 
-def _timed(work: object, device: torch.device) -> float:
+def _timed(work: Callable[[], object], device: torch.device) -> float:
     began = time.perf_counter()
-    work()  # type: ignore[operator]
+    work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - began

@@ -11,14 +11,28 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from thalweg.catalog import Card
+from thalweg.catalog import Card, lookup
+from thalweg.errors import RecipeError
 from thalweg.laws.chinchilla import ChinchillaLaw
 from thalweg.laws.repetition import effective_tokens, weight_decay_factor
+from thalweg.recipe import DEFAULTS, Choice
+
+AS_SAID = "as the recipe says"
 
 
 class Decision(NamedTuple):
+    """A value and why, in one line."""
+
     value: Any
     reason: str
+
+
+class Forecast(NamedTuple):
+    """Held-out bits a byte with its 95% interval; None where nothing can be foretold."""
+
+    value: float | None
+    low: float | None
+    high: float | None
 
 
 @cache
@@ -27,48 +41,112 @@ def constants() -> dict[str, Any]:
     return json.loads((Path(__file__).parent / "constants.json").read_text(encoding="utf-8"))
 
 
+# -- shapes of a step -----------------------------------------------------------------------------------------------
+
+
 def context(tokens: float, most: int) -> Decision:
-    """Window length: longer windows pay once the budget is large enough to learn from them."""
+    """Window length: longer windows pay once the budget is large enough to learn from them.
+
+    Args:
+        tokens: that will be trained on.
+        most: what corpus, model and memory allow.
+    """
     rule = constants()["context"]
     value = rule["smallest"]
-    while value * rule["growth_tokens"] <= tokens and value < rule["largest"]:
+    if value > most:
+        return Decision(most, f"{most} tokens: all that corpus, model and memory allow")
+    while value * rule["growth_tokens"] <= tokens and 2 * value <= min(rule["largest"], most):
         value *= 2
-    value = min(value, most)
     return Decision(
         value, f"{value} tokens: longer windows slow every step and pay only with more tokens to learn from"
     )
 
 
-def batch_windows(tokens: float, window: int, train_windows: int, ranks: int) -> Decision:
-    """Windows a step: the critical batch grows about with the square root of the tokens trained on."""
+def batch_tokens(tokens: float) -> float:
+    """Tokens a step, not rounded: the critical batch grows about with the square root of the tokens trained on."""
     rule = constants()["batch"]
-    wanted = rule["tokens"] * (tokens / rule["at_tokens"]) ** rule["exponent"] / window
-    value = 2 ** max(round(math.log2(max(wanted, 1))), 2)
-    value = max(min(value, train_windows), 1)
+    return rule["tokens"] * (tokens / rule["at_tokens"]) ** rule["exponent"]
+
+
+def batch_windows(tokens: float, window: int, train_windows: int, ranks: int) -> Decision:
+    """Windows a step, over all ranks, from `batch_tokens`.
+
+    A power of two, at least 4, where the corpus has as many; always a multiple of `ranks`.
+    """
+    value = 2 ** max(round(math.log2(max(batch_tokens(tokens) / window, 1))), 2)
+    exponent = constants()["batch"]["exponent"]
+    reason = f"{{}} windows of {window} tokens a step: grows as tokens^{exponent:g}"
+    if value > train_windows:
+        value, reason = train_windows, f"{{}} windows of {window} tokens a step: the corpus has no more"
     value = max(value // ranks, 1) * ranks
-    return Decision(value, f"{value} windows of {window} tokens a step: grows as tokens^{rule['exponent']}")
+    return Decision(value, reason.format(value))
 
 
-def peak_lr(card: Card, width: int, batch_tokens: int) -> Decision:
-    """Peak learning rate: measured at one width, carried to others by the optimizer's measured exponent."""
+def largest_divisor(rows: int, most: int) -> int:
+    """The largest divisor of `rows` that is at most `most` (and at least 1): equal micro-batches, no remainder."""
+    return max(size for size in range(1, max(min(rows, most), 1) + 1) if rows % size == 0)
+
+
+# -- the optimizer and the schedule ---------------------------------------------------------------------------------
+
+
+def peak_lr(card: Card, width: int) -> Decision:
+    """Peak learning rate: measured at one width, carried to others by the optimizer's measured exponent.
+
+    Raises:
+        RecipeError: the optimizer's card has no measured rate.
+    """
     base = card.defaults
+    if "peak_lr" not in base:
+        raise RecipeError(
+            f"no peak learning rate was measured for {card.name}",
+            where="training.peak_lr",
+            fix="Say one: --set training.peak_lr=0.001.",
+        )
     value = base["peak_lr"] * (base["at_width"] / width) ** base["width_exponent"]
-    value = float(f"{value:.3g}")
     reason = f"{base['peak_lr']:g} at width {base['at_width']} was best for {card.name}"
-    return Decision(value, f"{reason}; falls as width^-{base['width_exponent']:g}")
+    return Decision(_rounded(value), f"{reason}; falls as width^-{base['width_exponent']:g}")
 
 
 def weight_decay(card: Card, epochs: float, parameters_per_token: float) -> Decision:
-    """Decoupled weight decay: the optimizer's own, stronger when data is repeated."""
-    value = card.defaults["weight_decay"] * weight_decay_factor(epochs, parameters_per_token)
-    reason = "the optimizer's default" if epochs <= 1 else f"stronger, since the corpus is read {epochs:.1f} times"
-    return Decision(float(f"{value:.3g}"), reason)
+    """Decoupled weight decay: the optimizer's own, stronger when data is repeated.
+
+    Args:
+        epochs: passes over the training split.
+        parameters_per_token: non-embedding parameters over unique training tokens.
+    """
+    usual = card.defaults.get("weight_decay", 0.0)
+    if epochs <= 1:
+        return Decision(usual, "the optimizer's default")
+    value = _rounded(usual * weight_decay_factor(epochs, parameters_per_token))
+    if value == usual:
+        return Decision(usual, f"the optimizer's default; {epochs:.1f} epochs want no more of so small a model")
+    return Decision(value, f"{usual:g} is usual; stronger, since the corpus is read {epochs:.1f} times")
 
 
-class Forecast(NamedTuple):
-    value: float
-    low: float
-    high: float
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def warmup(schedule: Choice) -> Decision:
+    """Share of the budget that the schedule spends warming up; None for schedules that have no such option."""
+    option = lookup(schedule.name).options.get("warmup")
+    if option is None:
+        return Decision(None, f"{schedule.name} has no warm-up")
+    if "warmup" in schedule.options:
+        return Decision(schedule.options["warmup"], AS_SAID)
+    return Decision(option.default, f"share of the budget; the default of {schedule.name}")
+
+
+def method(choice: Choice, slot: str) -> Decision:
+    """An optimizer or a schedule: the house's default for its slot, or what the recipe says."""
+    card = lookup(choice.name)
+    default = choice == Choice(name=DEFAULTS[slot])
+    idea = f"{card.idea[:1].lower()}{card.idea[1:].rstrip('.')}"
+    return Decision(str(choice), f"the default: {idea}" if default else f"{AS_SAID}: {idea}")
+
+
+# -- the law --------------------------------------------------------------------------------------------------------
 
 
 def predicted_bits_per_byte(parameters: float, tokens: float, unique_tokens: float) -> Forecast:
@@ -84,3 +162,14 @@ def predicted_bits_per_byte(parameters: float, tokens: float, unique_tokens: flo
     value = float(fitted.predict(parameters, effective_tokens(tokens, unique_tokens)))
     spread = math.exp(1.96 * law["sigma"])
     return Forecast(value, value / spread, value * spread)
+
+
+def paired_parameters(tokens: float, unique_tokens: float) -> float:
+    """The N that the law pairs with so many tokens at least compute; repeated tokens are discounted.
+
+    At the least loss for a given N * D the two falling parts of the law are worth the same, alpha A / N^alpha =
+    beta B / D^beta, which is solved for N.
+    """
+    law = constants()["law"]
+    worth = effective_tokens(tokens, unique_tokens)
+    return (law["alpha"] * law["A"] / (law["beta"] * law["B"]) * worth ** law["beta"]) ** (1 / law["alpha"])

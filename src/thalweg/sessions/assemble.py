@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,10 +30,13 @@ from thalweg.training.parallel import Parallel
 from thalweg.training.token_losses import TokenLosses
 from thalweg.training.trainer import Trainer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 HELD_OUT_ROWS = 8  # windows in the fixed batch that monitors look at
 
 
-def build_model(chosen: dict[str, Any], seed: int) -> torch.nn.Module:
+def build_model(chosen: dict[str, Any], seed: int) -> PreTrainedModel:
     """The plan's model with its initial weights: a rung of the ladder, or a Hugging Face folder."""
     if chosen.get("model_folder"):
         return load(Path(chosen["model_folder"]))[0]
@@ -75,7 +78,8 @@ def assemble(
         max(chosen["threads"] // parallel.world_size, 1) if parallel.world_size > 1 else chosen["threads"]
     )
     torch.manual_seed(recipe.seed)
-    model = build_model(chosen, recipe.seed).to(parallel.device)
+    model = build_model(chosen, recipe.seed)
+    model.to(parallel.device)  # type: ignore[arg-type]
     model.train()
     use_fastest_attention(model, parallel.device, chosen["precision"], chosen["context"])
     if chosen["compile"]:

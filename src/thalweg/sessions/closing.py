@@ -44,9 +44,7 @@ class Closing:
         starts = [start for start in offsets[:PROMPTS].tolist() if start + length <= self.held_out.token_count]
         prompts = [self.tokenizer.decode(self.held_out.read(start, start + length)) for start in starts]
         new = min(SAMPLE_TOKENS, context - length)
-        texts = samples(
-            trainer.model, self.tokenizer, prompts, max_new_tokens=new, temperature=0.8, seed=trainer.seed
-        )
+        texts = samples(trainer.model, self.tokenizer, prompts, max_new_tokens=new, temperature=0.8, seed=trainer.seed)
         return [
             {"step": trainer.clock.step, "prompt": prompt, "text": text}
             for prompt, text in zip(prompts, texts, strict=True)

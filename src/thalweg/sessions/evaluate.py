@@ -81,7 +81,8 @@ def evaluate_folder(folder: str | Path, corpus: str | None = None, field: str = 
         split = _own_store(recipe, plan).held_out
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     context = min(getattr(model.config, "max_position_embeddings", None) or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-    return evaluate(model.to(device), split, context=context, batch_size=max(BATCH_TOKENS // context, 1))
+    model.to(device)  # type: ignore[arg-type]
+    return evaluate(model, split, context=context, batch_size=max(BATCH_TOKENS // context, 1))
 
 
 def _own_store(recipe: Any, plan: dict[str, Any]) -> Any:

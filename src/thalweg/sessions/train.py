@@ -209,7 +209,7 @@ def _train(trainer: Trainer) -> Result:
         for part in trainer.callbacks:
             if hasattr(part, "release"):
                 part.release()
-    held_out = next((part.last for part in trainer.callbacks if hasattr(part, "evaluated_at")), {})
+    held_out: dict[str, Any] = next((part.last for part in trainer.callbacks if hasattr(part, "evaluated_at")), {})
     clock = trainer.clock
     done = clock.last
     return Result(

@@ -152,7 +152,7 @@ class CheckpointFolder:
         return None
 
     def newest(self) -> tuple[int, list[str]]:
-        """The step of the newest sound checkpoint, and what was wrong with newer ones; `RunError` when none is sound."""
+        """The step of the newest sound checkpoint, and what is wrong with newer ones; `RunError` if there is none."""
         complaints: list[str] = []
         for step in reversed(self.steps()):
             problem = self.damage(step)

@@ -61,7 +61,8 @@ class Parallel:
             mesh = init_device_mesh(self.device.type, (self.world_size,))
             for block in blocks:
                 fully_shard(block, mesh=mesh)
-            return fully_shard(module, mesh=mesh)
+            fully_shard(module, mesh=mesh)
+            return module
         if self.world_size > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             return nn.parallel.DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)

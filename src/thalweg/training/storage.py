@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,26 +83,28 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> dict[str, Any]:
 def _full_weights(trainer: Trainer) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    return get_model_state_dict(trainer.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    found: dict[str, Any] = get_model_state_dict(trainer.model, options=options)
+    return found
 
 
 def _load_full_weights(trainer: Trainer, folder: Path) -> None:
     from safetensors.torch import load_file
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Any] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         tensors |= load_file(path)
     # A tied head is stored once; the sharded model knows it under both names.
     own = trainer.model.state_dict()
-    embedding = trainer.model.get_input_embeddings().weight  # type: ignore[operator]
+    embedding = trainer.model.get_input_embeddings().weight
     for name in set(own) - set(tensors):
         source = next(key for key in tensors if own[key].shape == own[name].shape and _same(trainer, key, embedding))
         tensors[name] = tensors[source]
     set_model_state_dict(trainer.model, tensors, options=StateDictOptions(full_state_dict=True))
 
 
-def _same(trainer: Trainer, name: str, parameter: Tensor) -> bool:
+def _same(trainer: Trainer, name: str, parameter: Any) -> bool:
     return dict(trainer.model.named_parameters(remove_duplicate=False)).get(name) is parameter
 
 
@@ -111,7 +113,7 @@ def _optimizer_state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
     options = StateDictOptions(flatten_optimizer_state_dict=True)
-    flat = get_optimizer_state_dict(trainer.model, trainer.optimizer, options=options)
+    flat: dict[str, Any] = get_optimizer_state_dict(trainer.model, trainer.optimizer, options=options)
     tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
     return tensors, {key: value for key, value in flat.items() if key not in tensors}
 
@@ -131,4 +133,5 @@ def _load_sharded_optimizer(trainer: Trainer, folder: Path, values: dict[str, An
     tensors, _ = _optimizer_state(trainer)
     dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
     options = StateDictOptions(flatten_optimizer_state_dict=True)
-    set_optimizer_state_dict(trainer.model, trainer.optimizer, {**tensors, **values}, options=options)
+    state: dict[str, Any] = {**tensors, **values}
+    set_optimizer_state_dict(trainer.model, trainer.optimizer, state, options=options)

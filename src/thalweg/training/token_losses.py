@@ -7,12 +7,18 @@ in the backward pass (`chunked_losses`). Both are exact to rounding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from thalweg.models.chunked import chunked_losses
 from thalweg.models.evaluate import nats_of
 from thalweg.models.head import backbone_and_head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Bytes of float32 logits at a time: on a CPU what the last cache level holds, on a GPU enough to fill the machine.
 LOGIT_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
@@ -32,7 +38,10 @@ class TokenLosses(nn.Module):
             what it needs for an uneven gradient.
     """
 
-    def __init__(self, model: nn.Module, objective: nn.Module) -> None:
+    model: PreTrainedModel
+    objective: nn.Module
+
+    def __init__(self, model: PreTrainedModel, objective: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
@@ -52,14 +61,15 @@ class TokenLosses(nn.Module):
         if torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         # Looked up at each call: FSDP2 and weight surgery replace the parameter object.
-        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        head: nn.Linear = self.model.get_output_embeddings()
         tokens = hidden.flatten(0, -2)
         chunk = max(LOGIT_BYTES[hidden.device.type] // (4 * head.weight.shape[0]), 64)
+        fused: Callable[..., Tensor] | None = getattr(self.objective, "from_hidden", None)
         if not self.training:
             pieces = zip(tokens.split(chunk), targets.flatten().split(chunk), strict=True)
             losses = torch.cat([nats_of(head(piece), target) for piece, target in pieces])
-        elif hasattr(self.objective, "from_hidden"):
-            losses = self.objective.from_hidden(tokens, head.weight, targets.flatten(), chunk, self.weighted)
+        elif fused is not None:
+            losses = fused(tokens, head.weight, targets.flatten(), chunk, self.weighted)
         elif len(tokens) <= chunk:
             losses = self.objective(head(tokens), targets.flatten())
         else:

@@ -110,7 +110,7 @@ class Trainer:
         if finite:
             self.call("gradients")
             self.set_lr(lr)
-            self.optimizer.step(*self.second_look(batch))
+            self.optimizer.step(*self.second_look(batch))  # type: ignore[arg-type]
         self.optimizer.zero_grad(set_to_none=True)
         self.clock.advance(self.step_tokens, self.step_flops, time.monotonic() - began)
         self.call("step" if finite else "skipped")
@@ -138,7 +138,7 @@ class Trainer:
     def losses(self, batch: Batch) -> Tensor:
         """Losses a token, [B, T], with the graph to differentiate them."""
         with process.autocast(self.parallel.device, self.plan["precision"]):
-            return self.module(batch["input_ids"], batch["targets"])  # type: ignore[misc]
+            return self.module(batch["input_ids"], batch["targets"])
 
     def weights(self, losses: Tensor) -> Tensor:
         """This rank's weights, [B, T], from the losses of the global batch."""

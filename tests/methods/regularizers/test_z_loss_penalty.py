@@ -7,9 +7,9 @@ import torch
 
 from thalweg.errors import RecipeError
 from thalweg.methods.objectives import CrossEntropy
-from thalweg.models.chunked import chunked_losses
 from thalweg.methods.regularizers import ZLossPenalty
 from thalweg.methods.regularizers.z_loss_penalty import ZLossObjective, z_loss
+from thalweg.models.chunked import chunked_losses
 
 
 def test_oracle_of_the_sheet():
