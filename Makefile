@@ -36,12 +36,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 			|| { echo "error: no virtual environment"; echo "  try: your system's package for venv (python3-venv)"; exit 2; }; \
 	fi
 	@echo "Installing Thalweg and its dependencies into $(VENV): torch is the largest, the first time takes minutes"
-	@"$(BIN)/python" -m pip install --quiet -c constraints.txt -e .
+	@"$(BIN)/python" -m pip install -qq -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
 	@echo "Installing what the tests need"
-	@"$(BIN)/python" -m pip install --quiet -c constraints.txt -e ".[test]"
+	@"$(BIN)/python" -m pip install -qq -c constraints.txt -e ".[test]"
 	@touch $@
 
 demo: $(VENV)/installed ## train on the standard library's source for 2 minutes; ends with the report and the checkpoint

@@ -105,18 +105,21 @@ def bare_loop(said: dict[str, Any], turns: Turns) -> None:
     """The least code that does the same arithmetic: what a careful person would write by hand."""
     import torch
 
+    from thalweg.models.attention import use_fastest_attention
     from thalweg.models.blocks import decoder_blocks
     from thalweg.models.parameter_groups import parameter_groups
-    from thalweg.sessions.assemble import build_model, micro_batch
+    from thalweg.sessions.assemble import build_model
     from thalweg.training import process
     from thalweg.training.token_losses import TokenLosses
 
     recipe, plan, store = planned(said)  # sets threads and allocator as the Trainer has them
     chosen = plan["chosen"]
     context, batch = chosen["context"], chosen["batch_size"]
-    micro = chosen["micro_batch"] = micro_batch(batch, chosen["micro_batch"])
+    micro = max(size for size in range(1, min(batch, chosen["micro_batch"]) + 1) if batch % size == 0)
+    chosen["micro_batch"] = micro
     process.set_threads(chosen["threads"])
     model = build_model(chosen, 0).train()
+    use_fastest_attention(model, torch.device("cpu"), chosen["precision"], context)
     if said["compile"]:
         for block in decoder_blocks(model):
             block.compile()

@@ -130,15 +130,15 @@ def train_nano(said: dict[str, Any]) -> dict[str, Any]:
     return {"ended": ended, "steps": step, "tokens": step * NANO["batch"] * context}
 
 
-def evaluate_nano(folder: Path, held_out: Any) -> Any:
-    """Evaluation of a saved nanoGPT on byte documents, in windows of its own context."""
+def evaluate_nano(folder: Path, held_out: Any, most: int) -> Any:
+    """Evaluation of a saved nanoGPT on the first `most` byte tokens, in windows of its own context."""
     from safetensors.torch import load_file
 
     from thalweg.models.evaluate import evaluate
 
     model = NanoGPT()
     model.load_state_dict(load_file(folder / "model.safetensors"))
-    return evaluate(model, held_out, NANO["context"], 64, token_losses=NanoLosses(model))  # type: ignore[arg-type]
+    return evaluate(model, held_out, NANO["context"], 64, max_tokens=most, token_losses=NanoLosses(model))  # type: ignore[arg-type]
 
 
 # -- the Hugging Face Trainer -------------------------------------------------------------------------------------

@@ -5,12 +5,12 @@ One run goes undisturbed. Another with the same recipe is killed at random momen
 finishes before is compared and followed by the next copy. Kills are aimed at three stretches of a process's life:
 
     start-up     a uniform moment of the time that an undisturbed start takes until its first step
-    training     a uniform moment of a few seconds after metrics.jsonl has moved
+    training     a uniform moment of up to three seconds after metrics.jsonl has moved and a checkpoint exists
     checkpoint   right after a working folder of a checkpoint has appeared
 
-A kill before the first checkpoint leaves nothing to resume, `--resume` says so, and the copy is begun anew in a new
-folder; these are counted apart. A copy is equal when its final weights (safetensors bytes), its optimizer state
-(safetensors bytes) and its whole loss curve are those of the undisturbed run.
+A kill before the first checkpoint (some in start-up are) leaves nothing to resume, `--resume` says so, and the copy is
+begun anew in a new folder; these are counted apart. A copy is equal when its final weights (safetensors bytes), its
+optimizer state (safetensors bytes) and its whole loss curve are those of the undisturbed run.
 
 Examples:
     python benchmarks/crash.py --json results/crash.json
@@ -37,6 +37,7 @@ from _common import finish, say, table, verdict
 
 KINDS = {"training": 0.6, "checkpoint": 0.2, "start-up": 0.2}  # shares of the aimed kills
 NOTHING_TO_RESUME = ("no usable checkpoint", "no run folder", "has no such file")
+LONGEST = 3.0  # seconds from the first step to a kill
 PATIENCE = 600.0  # seconds without an end or a step, after which a process counts as hanging
 
 
@@ -92,8 +93,13 @@ class Life:
         """Whether a checkpoint is being written; after a kill, whether one was."""
         return bool(self._working_folders() - self._left_behind)
 
+    @property
+    def saved(self) -> bool:
+        """Whether the run has a checkpoint to go back to."""
+        return any((self.folder / "checkpoints").glob("step-*"))
+
     def wait_until(self, name: str) -> None:
-        """Wait for `training` or `writing`, or for the end."""
+        """Wait for `training`, `writing` or `saved`, or for the end."""
         while not self.ended and not getattr(self, name):
             time.sleep(0.002)
 
@@ -151,7 +157,7 @@ class Experiment:
         self.options, self.folder = options, folder
         self.random = random.Random(options.seed)
         self.tally = Tally()
-        self.first_step_after = 0.0
+        self.first_step_after = self.after = 0.0
 
     def recipe(self, out: Path) -> list[str]:
         """The command line of a fresh run."""
@@ -175,7 +181,11 @@ class Experiment:
         code, said = life.finish()
         if code:
             raise SystemExit(f"the undisturbed run ended with {code}:\n{said[-3000:]}")
-        times = f"first after {self.first_step_after:.1f} s, all after {time.monotonic() - life.began:.1f} s"
+        seconds = time.monotonic() - life.began
+        # So that the kills spread over a few copies, however fast the machine is.
+        fitting = 4 * (seconds - self.first_step_after) / self.options.kills
+        self.after = self.options.after or min(max(fitting, 0.2), LONGEST)
+        times = f"first after {self.first_step_after:.1f} s, all after {seconds:.1f} s"
         say(f"undisturbed: {last_step(whole)} steps, {times}")
         return whole
 
@@ -186,7 +196,8 @@ class Experiment:
             life.sleep(self.random.uniform(0.0, self.first_step_after))
         elif kind == "training":
             life.wait_until("training")
-            life.sleep(self.random.uniform(0.0, self.options.after))
+            life.wait_until("saved")
+            life.sleep(self.random.uniform(0.0, self.after))
         else:
             life.wait_until("writing")
             life.sleep(self.random.uniform(0.0, 0.03))
@@ -273,7 +284,7 @@ def main() -> None:
     parser.add_argument("--checkpoint-every", type=int, default=10, help="steps (10)")
     parser.add_argument("--tokenizer", default="bpe:512", help="(bpe:512)")
     parser.add_argument("--arm", default="", help="choices, as in muon+wsd (the defaults)")
-    parser.add_argument("--after", type=float, default=3.0, help="longest time from the first step to a kill, s (3)")
+    parser.add_argument("--after", type=float, help="longest time from the first step to a kill, s (by speed)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
     parser.add_argument("--folder", type=Path, help="keep the runs here (a temporary folder that is removed)")
     parser.add_argument("--json", type=Path, help="write the numbers here, too")

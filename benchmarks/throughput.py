@@ -3,8 +3,8 @@
 Three parts, each of contestants in processes of their own that take turns within every round:
 
 (a) tokens/s of the Trainer as `thalweg train` assembles it (metrics, TensorBoard, live line on a terminal, safeguard)
-    over a bare loop of the same model, batch, micro-batch, precision, optimizer, clipping, chunked loss and allocator
-    setting. Evaluation and checkpoints are far away in both. Goal: at least 0.98.
+    over a bare loop of the same model, batch, micro-batch, precision, optimizer, clipping, attention, chunked loss and
+    allocator setting. Evaluation and checkpoints are far away in both. Goal: at least 0.98.
 (b) Thalweg with its defaults over `transformers.Trainer` with its defaults (float32, AdamW, its data loader; saving
     and reporting off): same model, same windows, same windows a step. Goal: at least 1.2.
 (c) model FLOPs utilisation: useful FLOPs a second (`models.ladder.flops_per_token`) over the best matrix product,

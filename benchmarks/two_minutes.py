@@ -18,7 +18,7 @@ Goal: Thalweg at least 8% below the better of the two peers. Its time, outside s
 Examples:
     python benchmarks/two_minutes.py --json results/two_minutes.json
     python benchmarks/two_minutes.py --extra --repeats 1
-    python benchmarks/two_minutes.py --seconds 15 --repeats 1
+    python benchmarks/two_minutes.py --seconds 25 --repeats 1 --documents 4
 """
 
 from __future__ import annotations
@@ -111,25 +111,33 @@ def repeat_once(options: argparse.Namespace, repeat: int, store: Any, text: Path
             found[who] = run_peer(said, options.seconds, folder)
         for who, folder in folders.items():
             chosen = found["thalweg"]["chosen"]
-            found[who] |= evaluated(who, folder, store, held_out, chosen["context"])
+            found[who] |= evaluated(who, folder, store, held_out, chosen["context"], options.documents)
             one = found[who]
             say(f"  {LABELS[who]}: {one['bits_per_byte']:.4f} bits per byte, {one['steps']} steps, {one['wall']:.1f} s")
     return {"seed": seed, "contestants": found}
 
 
-def evaluated(who: str, folder: Path, store: Any, held_out: Any, context: int) -> dict[str, Any]:
-    """Bits per byte of a trained model on all held-out documents, in float32."""
+def evaluated(who: str, folder: Path, store: Any, held_out: Any, context: int, documents: int | None) -> dict[str, Any]:
+    """Bits per byte of a trained model on all (or the first) held-out documents, in float32."""
     from _peers import evaluate_nano
 
     from thalweg.models.evaluate import evaluate
     from thalweg.models.folder import load
 
+    split = held_out if who == "nanogpt" else store.held_out
+    offsets, sizes = split.documents()
+    most = int(offsets[: (documents or len(sizes)) + 1][-1])
     if who == "nanogpt":
-        result = evaluate_nano(folder, held_out)
+        result = evaluate_nano(folder, held_out, most)
     else:
         model, _ = load(folder / "run" / "checkpoints" / "latest" if who == "thalweg" else folder)
-        result = evaluate(model, store.held_out, context, max(8192 // context, 1))
-    return {"bits_per_byte": result.bits_per_byte, "low": result.low, "high": result.high}
+        result = evaluate(model, split, context, max(8192 // context, 1), max_tokens=most)
+    return {
+        "bits_per_byte": result.bits_per_byte,
+        "low": result.low,
+        "high": result.high,
+        "documents": result.documents,
+    }
 
 
 def report(options: argparse.Namespace, repeats: list[dict[str, Any]]) -> str:
@@ -179,6 +187,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="(3)")
     parser.add_argument("--seed", type=int, default=0, help="of the first repeat; each further one adds 1 (0)")
     parser.add_argument("--extra", action="store_true", help="also the Trainer with bf16 and rate 1e-3")
+    parser.add_argument("--documents", type=int, help="evaluate on so many held-out documents only (all)")
     parser.add_argument("--json", type=Path, help="write the numbers here, too")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     options = parser.parse_args()

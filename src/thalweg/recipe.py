@@ -29,7 +29,7 @@ from thalweg.catalog import ONE_PLACE_SLOTS, Value, suggest
 from thalweg.errors import RecipeError
 
 # What `thalweg train` does when nothing is said: chosen by measurement, see benchmarks/README.md, "The default arm".
-DEFAULTS = {"optimizer": "muon", "schedule": "linear", "objective": "cross_entropy"}
+DEFAULTS = {"optimizer": "muon", "schedule": "wsd:decay=0.4", "objective": "cross_entropy"}
 
 BudgetField = Annotated[
     Budget, BeforeValidator(lambda v: v if isinstance(v, Budget) else Budget.parse(v)), PlainSerializer(str)
@@ -82,6 +82,11 @@ class Choice(Strict):
     def build(self, *arguments: Any, **extra: Any) -> Any:
         """Import the method and construct it with the recipe's options."""
         return catalog.resolve(self.name)(*arguments, **extra, **self.options)
+
+
+def default_choice(slot: str) -> Choice:
+    """What stands in a slot that a recipe does not name."""
+    return _parse_choice(DEFAULTS[slot])
 
 
 def _spell(value: Value) -> str:
@@ -187,9 +192,9 @@ class Recipe(Strict):
     model: str = Field("auto", description="'auto', a size such as '5M', or a Hugging Face model folder")
     data: Data = Data()
     training: Training = Training()
-    optimizer: Choice = Field(default_factory=lambda: Choice(name=DEFAULTS["optimizer"]))
-    schedule: Choice = Field(default_factory=lambda: Choice(name=DEFAULTS["schedule"]))
-    objective: Choice = Field(default_factory=lambda: Choice(name=DEFAULTS["objective"]))
+    optimizer: Choice = Field(default_factory=lambda: default_choice("optimizer"))
+    schedule: Choice = Field(default_factory=lambda: default_choice("schedule"))
+    objective: Choice = Field(default_factory=lambda: default_choice("objective"))
     reweighting: Choice | None = None
     callbacks: tuple[Choice, ...] = ()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -138,10 +139,17 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     def append(self, event: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl and hand it to the operating system at once."""
+        """Append one line to metrics.jsonl and hand it to the operating system at once.
+
+        JSON has no word for numbers that are not finite; they are written as null.
+        """
+        line = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in event.items()
+        }
         if self._metrics is None:
             self._metrics = self.metrics_path.open("a", encoding="utf-8")
-        self._metrics.write(json.dumps(event, allow_nan=False, default=str) + "\n")
+        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
         self._metrics.flush()
 
     def metrics(self, event: str | None = None) -> Iterator[dict[str, Any]]:

@@ -36,7 +36,7 @@ def show_plan(plan: dict[str, Any]) -> None:
     machine = plan["machine"]
     foretold = _bits(chosen["predicted_bits_per_byte"], chosen["predicted_low"], chosen["predicted_high"])
     console.print(
-        f"Expect {foretold} after {chosen['steps']:,} steps, "
+        f"{foretold} {chosen['steps']:,} steps, "
         f"{chosen['tokens'] / 1e6:.2f}M tokens ({chosen['epochs']:.2f} epochs) at "
         f"{chosen['tokens_per_second']:,.0f} tokens/s; "
         f"{machine['peak_flops'][chosen['precision']] / 1e9:,.0f} GFLOP/s measured on this machine."
@@ -45,8 +45,8 @@ def show_plan(plan: dict[str, Any]) -> None:
 
 def _bits(value: float | None, low: float | None, high: float | None) -> str:
     if value is None:
-        return "what the law of the ladder cannot tell of another model"
-    return f"{value:.3f} bits per byte ({low:.3f} to {high:.3f})"
+        return "No forecast for a model that is not of the ladder; it gets"
+    return f"Expect {value:.3f} bits per byte ({low:.3f} to {high:.3f}) after"
 
 
 def _written(key: str, chosen: dict[str, Any]) -> str:

@@ -8,12 +8,12 @@ size is the one that the law pairs with these tokens at least compute.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from thalweg.errors import MachineError
 from thalweg.planner import assumptions, rules
-from thalweg.planner.layout import Layout, fits, lay_out, needed_bytes
-from thalweg.planner.rules import AS_SAID, Decision, Forecast
+from thalweg.planner.layout import Layout, check_corpus, fits, lay_out, needed_bytes
+from thalweg.planner.rules import AS_SAID, Forecast
 from thalweg.planner.situation import Situation
 from thalweg.planner.sizes import Size, sizes
 from thalweg.planner.speeds import Speeds
@@ -64,6 +64,7 @@ class Candidates:
 
     def __init__(self, situation: Situation, speeds: Speeds) -> None:
         self.situation, self.speeds = situation, speeds
+        check_corpus(situation)
         everything = sizes(situation.recipe.model, situation.store)
         self.sizes = [size for size in everything if fits(situation, size)]
         self.left_out = [size for size in everything if size not in self.sizes]
@@ -79,11 +80,12 @@ class Candidates:
                 fix="Allow more memory with --memory, or choose a smaller model, context or micro_batch.",
             )
 
-    def choose(self) -> tuple[Candidate, list[Candidate], Decision]:
+    def choose(self) -> tuple[Candidate, list[Candidate], str]:
         """The best size, all candidates in the order of the ladder, and the reason."""
         self._refine()
         table = self.table()
-        return self.best(table), table, self._reason()
+        best = self.best(table)
+        return best, table, self._reason(best)
 
     def table(self) -> list[Candidate]:
         """Every size with what is known by now."""
@@ -157,10 +159,11 @@ class Candidates:
             table = self.table()
             best = self.best(table)
             room = self._allowance(best) - self.speeds.spent
-            for candidate in self._worth_measuring(table, table.index(best)):
-                # What a machine makes of a size is known only afterwards, so half the room is left.
-                if self.speeds.cost(candidate.size, candidate.layout) <= room / 2:
-                    self.speeds.measure(candidate.size, candidate.layout, room)
+            for size, layout in self._worth_measuring(table, table.index(best)):
+                # What the machine makes of a model is known only after the first, for which half the room is left.
+                safety = 1 if self.speeds.known else 2
+                if self.speeds.cost(size, layout) <= room / safety:
+                    self.speeds.measure(size, layout, room)
                     break
             else:
                 return
@@ -170,17 +173,21 @@ class Candidates:
         seconds = self.situation.seconds if self.situation.timed else best.tokens / best.rate
         return assumptions.MEASURING_SHARE * seconds
 
-    def _worth_measuring(self, table: list[Candidate], best: int) -> list[Candidate]:
+    def _worth_measuring(self, table: list[Candidate], best: int) -> list[tuple[Size, Layout]]:
         """Unmeasured sizes in the order in which to try: the best, its neighbours, then ever smaller ones.
 
-        Where even the best is too dear to time, a smaller size at least tells how well the machine is used.
+        Where even the best is too dear to time, a smaller size at least tells how well the machine is used, in the end
+        the smallest at one window a pass.
         """
         order = [best]
         if self.situation.timed:
             near = [index for index in (best + 1, best - 1) if 0 <= index < len(table)]
             order += sorted(near, key=lambda index: table[index].merit)
             order += [] if self.speeds.known else range(best - 2, -1, -1)
-        return [table[index] for index in order if not table[index].measured]
+        trials = [(table[index].size, table[index].layout) for index in order if not table[index].measured]
+        if self.situation.timed and not self.speeds.known:
+            trials.append((table[0].size, replace(table[0].layout, micro=1)))
+        return trials
 
     # -- the choice -----------------------------------------------------------------------------------------------
 
@@ -198,18 +205,18 @@ class Candidates:
 
         return min(table, key=distance)
 
-    def _reason(self) -> Decision:
+    def _reason(self, chosen: Candidate) -> str:
         recipe = self.situation.recipe
         if recipe.model != "auto":
-            return Decision(recipe.model, AS_SAID)
+            return AS_SAID
         if recipe.budget.unit in ("seconds", "flops"):
             reason = "lowest predicted loss: larger sees too few tokens, smaller can hold too little"
         else:
             reason = f"a budget in {recipe.budget.unit} fixes the tokens: the law pairs this size with them"
-        if self.left_out:
+        if self.left_out and (self.situation.memory_said or chosen.size == self.sizes[-1]):
             least = self.left_out[0].name
             reason += f"; sizes from {least} up do not fit {gibibytes(self.situation.memory)}"
-        return Decision("auto", reason)
+        return reason
 
 
 def gibibytes(amount: float) -> str:

@@ -16,19 +16,8 @@ from thalweg.planner.speeds import Speeds
 
 
 def decide_compile(situation: Situation, speeds: Speeds, chosen: Candidate) -> Decision:
-    """Compile or not, and why.
-
-    Raises:
-        MachineError: the recipe says "on" and there is no compiler.
-    """
+    """Compile or not, and why."""
     wanted = situation.recipe.training.compile
-    compiler = has_compiler(situation.device)
-    if wanted == "on" and not compiler:
-        raise MachineError(
-            "compiling needs a C++ compiler, and there is none here",
-            where="training.compile",
-            fix="Install g++ (or name a compiler in $CXX), or set training.compile to off.",
-        )
     if wanted != "auto":
         return Decision(wanted == "on", AS_SAID)
     if not situation.timed:
@@ -36,12 +25,22 @@ def decide_compile(situation: Situation, speeds: Speeds, chosen: Candidate) -> D
         return Decision(False, f"off: a budget in {unit} gives the same run whatever this machine's speed is")
     if situation.seconds < COMPILE_WORTH_TRYING:
         return Decision(False, f"off: not worth trying in less than {COMPILE_WORTH_TRYING / 60:g} minutes of training")
-    if not compiler:
+    if not has_compiler(situation.device):
         return Decision(False, "off: there is no C++ compiler here")
     plain = speeds.timings.get(chosen.size.name)
     if plain is None:
         return Decision(False, "off: this size was not timed, so a gain could not be told")
     return _tried(situation, speeds, chosen, plain.micro_batch)
+
+
+def require_compiler(situation: Situation) -> None:
+    """Raises MachineError where the recipe says "on" and there is nothing to compile with."""
+    if situation.recipe.training.compile == "on" and not has_compiler(situation.device):
+        raise MachineError(
+            "compiling needs a C++ compiler, and there is none here",
+            where="training.compile",
+            fix="Install g++ (or name a compiler in $CXX), or set training.compile to off.",
+        )
 
 
 def has_compiler(device: torch.device) -> bool:

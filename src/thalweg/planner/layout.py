@@ -44,17 +44,11 @@ def lay_out(situation: Situation, size: Size, tokens: float) -> Layout:
     """The layout for a size and so many tokens of training; what the recipe says is kept.
 
     Raises:
-        DataError: the corpus is smaller than one batch. MachineError: the ranks cannot share the batch.
+        DataError: the corpus is smaller than one batch.
         ModelError: the model cannot read windows as long as the recipe says.
     """
     training, ranks = situation.recipe.training, situation.ranks
     train = situation.store.train
-    if training.batch_size and training.batch_size % ranks:
-        raise MachineError(
-            f"a batch of {training.batch_size} windows cannot be divided over {ranks} ranks",
-            where="training.batch_size",
-            fix="Choose a batch size that is a multiple of the number of ranks.",
-        )
     context = _context(situation, size, tokens)
     windows = max((train.token_count - 1) // context.value, 1)
     batch = (
@@ -62,12 +56,28 @@ def lay_out(situation: Situation, size: Size, tokens: float) -> Layout:
         if training.batch_size
         else rules.batch_windows(tokens, context.value, windows, ranks)
     )
-    # The samplers know what is too small for them, and say so.
-    WindowSampler(train, context.value, batch.value, seed=0, world_size=ranks)
-    WindowSampler(situation.store.held_out, context.value, 1, seed=0)
+    _sample(situation, context.value, batch.value)
     rows, best = batch.value // ranks, MICRO_BATCH_TOKENS[situation.device.type]
     wanted = training.micro_batch or min(best, room_tokens(situation, size)) // context.value
     return Layout(context, batch, rules.largest_divisor(rows, wanted), rows * context.value)
+
+
+def check_corpus(situation: Situation) -> None:
+    """Raise DataError or MachineError where what the recipe says of context and batch makes no batch of this corpus."""
+    data, training = situation.recipe.data, situation.recipe.training
+    if training.batch_size and training.batch_size % situation.ranks:
+        raise MachineError(
+            f"a batch of {training.batch_size} windows cannot be divided over {situation.ranks} ranks",
+            where="training.batch_size",
+            fix="Choose a batch size that is a multiple of the number of ranks.",
+        )
+    _sample(situation, data.context or LEAST_CONTEXT, training.batch_size or situation.ranks)
+
+
+def _sample(situation: Situation, context: int, batch: int) -> None:
+    """The samplers know what is too small for them, and say so."""
+    WindowSampler(situation.store.train, context, batch, seed=0, world_size=situation.ranks)
+    WindowSampler(situation.store.held_out, context, 1, seed=0)
 
 
 def _context(situation: Situation, size: Size, tokens: float) -> Decision:

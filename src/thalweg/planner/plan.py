@@ -17,7 +17,7 @@ from thalweg.data import TokenStore
 from thalweg.errors import BudgetError
 from thalweg.planner import assumptions, rules
 from thalweg.planner.candidates import Candidate, Candidates
-from thalweg.planner.compiling import decide_compile
+from thalweg.planner.compiling import decide_compile, require_compiler
 from thalweg.planner.measure import Measure, speed
 from thalweg.planner.profile import MachineProfile
 from thalweg.planner.rules import AS_SAID, Decision
@@ -62,9 +62,10 @@ class Planner:
     def plan(self) -> dict[str, Any]:
         """The whole plan as plain data that JSON can hold; see docs/architecture.md for its keys."""
         recipe, store = self.here.recipe, self.here.store
-        chosen, table, size_decision = self.candidates.choose()
+        self._check()
+        chosen, table, reason = self.candidates.choose()
         steps = self._steps(chosen)
-        decisions = {"model": Decision(chosen.size.name, size_decision.reason), **self._decisions(chosen, steps)}
+        decisions = {"model": Decision(chosen.size.name, reason), **self._decisions(chosen, steps)}
         numbers = self._numbers(chosen, steps)
         return {
             "budget": str(recipe.budget),
@@ -85,6 +86,14 @@ class Planner:
                 "bytes_per_token": store.train.byte_count / store.train.token_count,
             },
         }
+
+    def _check(self) -> None:
+        """Find what can be found wrong before time is spent on measuring; the first table checks the corpus."""
+        recipe = self.here.recipe
+        require_compiler(self.here)
+        if recipe.training.peak_lr is None:
+            rules.peak_lr(catalog.lookup(recipe.optimizer.name), width=1)
+        self.candidates.table()
 
     def _steps(self, chosen: Candidate) -> int:
         """Whole steps that the budget pays for, counted as the clock counts."""
@@ -145,8 +154,7 @@ class Planner:
             "predicted_bits_per_byte": forecast.value,
             "predicted_low": forecast.low,
             "predicted_high": forecast.high,
-            "checkpoint_seconds": assumptions.CHECKPOINT_SECONDS
-            + 12 * chosen.size.stored / assumptions.CHECKPOINT_RATE,
+            "checkpoint_seconds": assumptions.CHECKPOINT_SECONDS + saving,
             **self._evaluation(chosen.rate, seconds),
         }
 

@@ -15,7 +15,7 @@ from thalweg.catalog import Card, lookup
 from thalweg.errors import RecipeError
 from thalweg.laws.chinchilla import ChinchillaLaw
 from thalweg.laws.repetition import effective_tokens, weight_decay_factor
-from thalweg.recipe import DEFAULTS, Choice
+from thalweg.recipe import Choice, default_choice
 
 AS_SAID = "as the recipe says"
 
@@ -135,13 +135,13 @@ def warmup(schedule: Choice) -> Decision:
         return Decision(None, f"{schedule.name} has no warm-up")
     if "warmup" in schedule.options:
         return Decision(schedule.options["warmup"], AS_SAID)
-    return Decision(option.default, f"share of the budget; the default of {schedule.name}")
+    return Decision(option.default, f"the default of {schedule.name}")
 
 
 def method(choice: Choice, slot: str) -> Decision:
     """An optimizer or a schedule: the house's default for its slot, or what the recipe says."""
     card = lookup(choice.name)
-    default = choice == Choice(name=DEFAULTS[slot])
+    default = choice == default_choice(slot)
     idea = f"{card.idea[:1].lower()}{card.idea[1:].rstrip('.')}"
     return Decision(str(choice), f"the default: {idea}" if default else f"{AS_SAID}: {idea}")
 

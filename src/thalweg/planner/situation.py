@@ -27,7 +27,7 @@ class Situation:
         threads: of a rank.
         precision: "float32" or "bfloat16", with the reason.
         peaks: measured matrix-product FLOP/s of a rank by precision.
-        memory: bytes that a rank may use, and the same in words for reasons.
+        memory: bytes that a rank may use. memory_said: whether the user said so.
         seconds: of a time budget what is left for training and evaluating; infinite for other budgets.
     """
 
@@ -39,6 +39,7 @@ class Situation:
     precision: Decision
     peaks: dict[str, float]
     memory: float
+    memory_said: bool
     seconds: float
 
     @property
@@ -89,6 +90,7 @@ def situation(
         precision=_precision(recipe, peaks, profile.bfloat16_pays and device.type == profile.device),
         peaks=peaks,
         memory=_memory(profile, device, neighbours, sharing, memory),
+        memory_said=memory is not None,
         seconds=left,
     )
 

@@ -15,6 +15,7 @@ from thalweg.models.blocks import decoder_blocks
 from thalweg.models.folder import load
 from thalweg.models.ladder import build, flops_per_token, nearest
 from thalweg.models.parameter_groups import parameter_groups
+from thalweg.planner.rules import largest_divisor
 from thalweg.recipe import Choice, Recipe
 from thalweg.runs import Run
 from thalweg.sessions.closing import Closing
@@ -43,11 +44,6 @@ def build_model(chosen: dict[str, Any], seed: int) -> PreTrainedModel:
     return build(nearest(chosen["model"]), chosen["vocab_size"], chosen["context"], seed, tie=chosen["tie"])
 
 
-def micro_batch(rows: int, wanted: int) -> int:
-    """The largest divisor of a rank's rows that is at most `wanted`: equal micro-batches, no remainder."""
-    return max(size for size in range(1, min(rows, wanted) + 1) if rows % size == 0)
-
-
 def assemble(
     recipe: Recipe,
     plan: dict[str, Any],
@@ -73,7 +69,7 @@ def assemble(
             where="training.shard",
             fix="Leave out --shard or the monitor.",
         )
-    chosen["micro_batch"] = micro_batch(chosen["batch_size"] // parallel.world_size, chosen["micro_batch"])
+    chosen["micro_batch"] = largest_divisor(chosen["batch_size"] // parallel.world_size, chosen["micro_batch"])
     process.set_threads(
         max(chosen["threads"] // parallel.world_size, 1) if parallel.world_size > 1 else chosen["threads"]
     )

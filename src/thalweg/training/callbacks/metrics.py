@@ -35,10 +35,7 @@ class MetricsLog:
         self._write(trainer, "step")
 
     def skipped(self, trainer: Trainer) -> None:
-        trainer.metrics = {
-            "reason": "non-finite loss or gradient",
-            **{key: value for key, value in trainer.metrics.items() if math.isfinite(value)},
-        }
+        trainer.metrics = {"reason": "non-finite loss or gradient", **trainer.metrics}
         self._write(trainer, "skip")
 
     def _write(self, trainer: Trainer, event: str) -> None:
