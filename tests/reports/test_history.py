@@ -106,3 +106,9 @@ def test_values_of_the_wrong_type_are_as_if_absent() -> None:
     history = told(step(1, lr="high", grad_norm=[1], mfu=True, tokens_per_second=10**400), {"event": 3}, {})
     assert history.curves["loss"].points_seen == 1
     assert all(history.curves[name].points_seen == 0 for name in ("lr", "grad_norm", "mfu", "tokens_per_second"))
+
+
+def test_a_run_that_could_not_go_on_says_why() -> None:
+    status, why = told(step(1), {"event": "stopped", "step": 1, "reason": "not finite"}).status()
+    assert (status, why) == ("diverged", "Training could not go on: not finite.")
+    assert told(step(1), {"event": "stopped", "step": 1}, step(2), {"event": "finish"}).status()[0] == "finished"

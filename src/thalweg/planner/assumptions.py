@@ -10,6 +10,8 @@ from __future__ import annotations
 
 # Share of the matrix-product peak that training is taken to reach until a size has been measured.
 EFFICIENCY = 0.4
+# How many times slower the first measurement may turn out than EFFICIENCY promises and still stay in its allowance.
+UNKNOWN_MACHINE = 4
 # Parameters built and initialised a second before a measurement.
 BUILDING_RATE = 5e7
 # Measuring, compiling included, takes at most this share of the time that training has.

@@ -160,8 +160,8 @@ class Candidates:
             best = self.best(table)
             room = self._allowance(best) - self.speeds.spent
             for size, layout in self._worth_measuring(table, table.index(best)):
-                # What the machine makes of a model is known only after the first, for which half the room is left.
-                safety = 1 if self.speeds.known else 2
+                # What the machine makes of a model is known only after the first.
+                safety = 1 if self.speeds.known else assumptions.UNKNOWN_MACHINE
                 if self.speeds.cost(size, layout) <= room / safety:
                     self.speeds.measure(size, layout, room)
                     break
@@ -177,7 +177,7 @@ class Candidates:
         """Unmeasured sizes in the order in which to try: the best, its neighbours, then ever smaller ones.
 
         Where even the best is too dear to time, a smaller size at least tells how well the machine is used, in the end
-        the smallest at one window a pass.
+        the smallest with ever fewer windows a pass.
         """
         order = [best]
         if self.situation.timed:
@@ -186,7 +186,11 @@ class Candidates:
             order += [] if self.speeds.known else range(best - 2, -1, -1)
         trials = [(table[index].size, table[index].layout) for index in order if not table[index].measured]
         if self.situation.timed and not self.speeds.known:
-            trials.append((table[0].size, replace(table[0].layout, micro=1)))
+            size, layout = table[0].size, table[0].layout
+            trials += [
+                (size, replace(layout, micro=layout.micro >> halvings))
+                for halvings in range(1, layout.micro.bit_length())
+            ]
         return trials
 
     # -- the choice -----------------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ class History:
     flops: float | None = None
     peak_memory: float | None = None
     finish: dict[str, Any] | None = None
+    stopped: dict[str, Any] | None = None
     unreadable_lines: int = 0
     torn: bool = False
     missing: bool = False
@@ -71,6 +72,8 @@ class History:
             self._mark(kind, event)
         elif kind == "finish":
             self.finish = event
+        elif kind == "stopped":
+            self.stopped = event
             self.at = self._position(event)
 
     def _position(self, event: dict[str, Any]) -> Position:
@@ -90,7 +93,7 @@ class History:
         self.at = at
         self.steps_seen += 1
         # A step after the finish line: the run was extended and is on its way again.
-        self.finish = None
+        self.finish = self.stopped = None
         for name, curve in self.curves.items():
             value = finite(event.get(name))
             if value is not None:
@@ -141,6 +144,8 @@ class History:
         """One of finished, interrupted, diverged, empty; and the sentence that says why."""
         if not self.steps_seen:
             return "empty", "No training step is recorded yet."
+        if self.stopped is not None:
+            return "diverged", f"Training could not go on: {self.stopped.get('reason', 'no reason was recorded')}."
         if self.ended_nonfinite:
             return "diverged", f"The loss was not a finite number at the last step ({self.at.step:,.0f})."
         last = self.final
