@@ -72,6 +72,7 @@ class History:
             self._mark(kind, event)
         elif kind == "finish":
             self.finish = event
+            self.at = self._position(event)
         elif kind == "stopped":
             self.stopped = event
             self.at = self._position(event)
