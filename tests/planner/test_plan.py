@@ -456,6 +456,16 @@ def test_a_budget_too_small_for_a_step(made_up, budget):
         made_up.plan(budget=budget, model="0.2M", store=made_up.corpus(1e5), **FIXED)
 
 
+def test_a_machine_that_seems_slow_gets_the_benefit_of_the_doubt(made_up):
+    fields = {"model": "0.2M", "data": {"context": 256}, "training": {"batch_size": 8}}
+    seconds = rung(LADDER[0], 4096).flops(256) * 2048 / 1e11  # of a step at the machine's peak
+    usable = 20 - assumptions.CLOSING_SECONDS
+    slow, hopeless = (made_up.stopwatch(share * seconds / usable, free=True) for share in (0.6, 0.2))
+    assert made_up.plan(budget="20s", measure=slow, **fields)["chosen"]["steps"] == 1
+    with pytest.raises(BudgetError, match="does not pay for one step"):
+        made_up.plan(budget="20s", measure=hopeless, **fields)
+
+
 def test_time_that_is_spent_before_training(made_up):
     with pytest.raises(BudgetError, match=r"preparing took 9\.0 s"):
         made_up.plan(budget="10s", seconds=1.0)

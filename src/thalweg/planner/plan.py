@@ -96,10 +96,16 @@ class Planner:
         self.candidates.table()
 
     def _steps(self, chosen: Candidate) -> int:
-        """Whole steps that the budget pays for, counted as the clock counts."""
+        """Whole steps that the budget pays for, counted as the clock counts.
+
+        A time budget that seems just too short gets one step: a busy moment while measuring must not refuse a run.
+        """
         budget, step_tokens = self.here.recipe.budget, chosen.layout.tokens
+        affordable = budget.amount if budget.unit == "steps" else chosen.tokens / step_tokens
         # A hair of rounding is forgiven, as by the clock: 2 epochs of 3 steps are 6 steps.
-        steps = int(budget.amount) if budget.unit == "steps" else int(chosen.tokens / step_tokens * (1 + 1e-9))
+        steps = int(affordable * (1 + 1e-9))
+        if self.here.timed and affordable >= 1 / assumptions.UNKNOWN_MACHINE:
+            steps = max(steps, 1)
         if steps < 1:
             raise BudgetError(
                 f"the budget {budget} does not pay for one step of {step_tokens} tokens",
