@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from thalweg.models.ladder import LADDER
 from thalweg.planner import rules
 from thalweg.planner.measure import Speed
 from thalweg.planner.plan import Planner
@@ -26,7 +27,7 @@ PEAK = 1e11
 
 @pytest.fixture(scope="module", autouse=True)
 def constants():
-    """The rules' constants for a test module; what a test changes in them is undone by the next module."""
+    """The rules read these constants; for a module, since examples of hypothesis share a fixture."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rules, "constants", lambda: CONSTANTS)
         yield CONSTANTS
@@ -98,4 +99,12 @@ def made_up():
     def plan(*arguments, **fields):
         return planner(*arguments, **fields).plan()
 
-    return SimpleNamespace(planner=planner, plan=plan, corpus=corpus, machine=machine, stopwatch=Stopwatch)
+    names = [shape.name for shape in LADDER]
+
+    def rank(plan):
+        """The rung that a plan has chosen, counted from the bottom of the ladder."""
+        return names.index(plan["chosen"]["model"])
+
+    return SimpleNamespace(
+        planner=planner, plan=plan, corpus=corpus, machine=machine, stopwatch=Stopwatch, names=names, rank=rank
+    )

@@ -12,7 +12,7 @@ from thalweg import catalog
 from thalweg.errors import RecipeError
 from thalweg.laws.chinchilla import ChinchillaLaw
 from thalweg.planner import rules
-from thalweg.recipe import Choice
+from thalweg.recipe import Choice, default_choice
 
 TOKENS = st.floats(1e3, 1e13)
 
@@ -110,7 +110,7 @@ def test_a_schedule_without_warmup(monkeypatch):
 
 
 def test_methods_say_whether_they_are_the_default():
-    assert rules.method(Choice(name=rules.DEFAULTS["optimizer"]), "optimizer").reason.startswith("the default: ")
+    assert rules.method(default_choice("optimizer"), "optimizer").reason.startswith("the default: ")
     said = rules.method(Choice(name="wsd", options={"decay": 0.3}), "schedule")
     assert said.value == "wsd:decay=0.3"
     assert said.reason.startswith(rules.AS_SAID)

@@ -123,7 +123,7 @@ class Candidates:
                 "epochs": budget.amount * here.store.train.token_count,
                 "flops": budget.amount / size.flops(context),
             }[budget.unit]
-        tokens = self.seconds * assumptions.EFFICIENCY * here.peak * here.ranks / size.flops(context)
+        tokens = self.seconds * assumptions.EFFICIENCY[here.device.type] * here.peak * here.ranks / size.flops(context)
         for _ in range(_ROUNDS):
             batch = said or max(rules.batch_tokens(tokens), context)
             tokens = self._training_seconds * self.speeds.rate(size, context, batch / here.ranks)
@@ -184,9 +184,14 @@ class Candidates:
             near = [index for index in (best + 1, best - 1) if 0 <= index < len(table)]
             order += sorted(near, key=lambda index: table[index].merit)
             order += [] if self.speeds.known else range(best - 2, -1, -1)
-        trials = [(table[index].size, table[index].layout) for index in order if not table[index].measured]
+        # All with the best one's windows: the efficiency of another length would not compare.
+        base = table[best].layout
+        trials = []
+        for candidate in (table[index] for index in order if not table[index].measured):
+            micro = min(base.micro, max(candidate.layout.micro_tokens // base.context.value, 1))
+            trials.append((candidate.size, replace(base, micro=micro)))
         if self.situation.timed and not self.speeds.known:
-            size, layout = table[0].size, table[0].layout
+            size, layout = min(trials, key=lambda trial: trial[0].stored)
             trials += [
                 (size, replace(layout, micro=layout.micro >> halvings))
                 for halvings in range(1, layout.micro.bit_length())

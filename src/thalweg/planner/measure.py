@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from thalweg.models.attention import use_fastest_attention
 from thalweg.models.blocks import decoder_blocks
@@ -61,29 +62,7 @@ def speed(
         most_seconds: when the warm-up alone takes longer, it is what counts, and nothing is timed after it.
     """
     began = time.perf_counter()
-    source = size.source
-    model: Any = build(source, size.vocab_size, context, seed=0) if isinstance(source, Shape) else source
-    model = model.to(device).train()
-    use_fastest_attention(model, device, precision, context)
-    if compiled:
-        for block in decoder_blocks(model):
-            block.compile()
-    losses = TokenLosses(model, recipe.objective.build())
-    optimizer = recipe.optimizer.build(parameter_groups(model), lr=1e-6)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(size.vocab_size, (micro_batch, context + 1), generator=generator).to(device)
-
-    @torch.enable_grad()
-    def forward_backward() -> torch.Tensor:
-        with process.autocast(device, precision):
-            loss = losses(tokens[:, :-1], tokens[:, 1:]).mean()
-        loss.backward()
-        return loss.detach()
-
-    def step() -> None:
-        # Optimizers that want the gradient elsewhere, too, get a closure, as from the trainer.
-        optimizer.step(*([forward_backward] if getattr(optimizer, "second_look", False) else []))
-
+    forward_backward, step = _work(size, recipe, context, micro_batch, precision, device, compiled)
     first, first_step = _timed(forward_backward, device), _timed(step, device)
     passes, steps = [], []
     for _ in range(TIMED_PASSES):
@@ -97,6 +76,36 @@ def speed(
         first=first,
         spent=time.perf_counter() - began,
     )
+
+
+def _work(
+    size: Size, recipe: Recipe, context: int, micro_batch: int, precision: str, device: torch.device, compiled: bool
+) -> tuple[Callable[[], Tensor], Callable[[], None]]:
+    """What a step consists of, put together as for a run: (forward and backward pass, optimizer step)."""
+    source = size.source
+    model: Any = build(source, size.vocab_size, context, seed=0) if isinstance(source, Shape) else source
+    model = model.to(device).train()
+    use_fastest_attention(model, device, precision, context)
+    if compiled:
+        for block in decoder_blocks(model):
+            block.compile()
+    losses = TokenLosses(model, recipe.objective.build())
+    optimizer = recipe.optimizer.build(parameter_groups(model), lr=1e-6)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(size.vocab_size, (micro_batch, context + 1), generator=generator).to(device)
+
+    @torch.enable_grad()
+    def forward_backward() -> Tensor:
+        with process.autocast(device, precision):
+            loss = losses(tokens[:, :-1], tokens[:, 1:]).mean()
+        loss.backward()
+        return loss.detach()
+
+    def step() -> None:
+        # Optimizers that want the gradient elsewhere, too, get a closure, as from the trainer.
+        optimizer.step(*([forward_backward] if getattr(optimizer, "second_look", False) else []))
+
+    return forward_backward, step
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:

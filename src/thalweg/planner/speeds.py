@@ -58,7 +58,7 @@ class Speeds:
     def _nearest(self, size: Size) -> Known:
         if size.name in self.known:
             return self.known[size.name]
-        nothing = Known(size.stored, assumptions.EFFICIENCY, 0.0)
+        nothing = Known(size.stored, assumptions.EFFICIENCY[self.situation.device.type], 0.0)
         return min(self.known.values(), key=lambda known: abs(math.log(known.stored / size.stored)), default=nothing)
 
     def cost(self, size: Size, layout: Layout) -> float:
@@ -73,7 +73,7 @@ class Speeds:
     def measure(self, size: Size, layout: Layout, most_seconds: float, *, compiled: bool = False) -> Speed:
         """Time a size; `most_seconds` ends it early. A compiled size's speed is told, but not kept as the size's."""
         here = self.situation
-        if here.device.type == "cpu":
+        if here.device.type == "cpu" and here.ranks > 1:  # the others wait now, but will want their cores
             process.set_threads(here.threads)
         found = self._measure(
             size,

@@ -138,9 +138,10 @@ def train(
         try:
             if parallel.main:
                 run.lock()
-                run.write_recipe(recipe)
                 run.write_json("plan.json", plan)
                 run.write_json("environment.json", describe(plan["machine"], parallel.world_size))
+                # Last, since it is what makes the folder a run: one that was killed before this never was one.
+                run.write_recipe(recipe)
                 if announce:
                     announce(plan, run.folder)
             trainer = assemble(recipe, plan, store, run, parallel, started=started, quiet=quiet)
@@ -169,7 +170,11 @@ def resume(
         if parallel.main:
             run.lock()
         if any(True for _ in run.metrics("finish")):
-            raise RunError("the run is finished: there is nothing left to resume", where=str(folder))
+            raise RunError(
+                "the run is finished: there is nothing left to resume",
+                where=str(folder),
+                fix=f"Start a new run, or write the report again with `thalweg report {folder}`.",
+            )
         plan = run.plan
         process.keep_freed_memory()
         store = open_store(recipe, parallel, progress=not quiet)
