@@ -137,3 +137,10 @@ def test_the_pairing_is_the_law_s_optimum(flops):
     law = rules.constants()["law"]
     best, tokens = ChinchillaLaw(**{key: law[key] for key in ("E", "A", "B", "alpha", "beta")}).optimal(flops)
     assert rules.paired_parameters(tokens, 1e30) == pytest.approx(best, rel=1e-6)
+
+
+def test_a_trained_model_gets_a_tenth_of_the_rate():
+    card = catalog.lookup("muon")
+    scratch, trained = rules.peak_lr(card, 256), rules.peak_lr_of_trained(card, 256)
+    assert trained.value == pytest.approx(scratch.value / 10)
+    assert "comes trained" in trained.reason

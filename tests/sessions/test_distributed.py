@@ -70,7 +70,13 @@ def single(recipes, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("arm", "shard"), [("muon+linear", False), ("adamw+linear+dynamic_loss", False), ("muon+linear", True)]
+    ("arm", "shard"),
+    [
+        # Muon iterates in bfloat16 where that is fast, which magnifies the rounding of a different order of sums.
+        ("muon:dtype=float32+linear", False),
+        ("adamw+linear+dynamic_loss", False),
+        ("muon:dtype=float32+linear", True),
+    ],
 )
 def test_two_ranks_train_as_one_and_one_goes_on(recipes, single, tmp_path, arm, shard):
     out = tmp_path / "two"

@@ -92,7 +92,7 @@ def test_a_run_tells_everything(finished):
     assert steps[-1]["tokens"] == 12 * 8 * 32
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.3
     evaluations = [line for line in lines if line["event"] == "evaluation"]
-    assert len(evaluations) == 4
+    assert len(evaluations) == 3
     assert evaluations[-1]["low"] < evaluations[-1]["held_out_bits_per_byte"] < evaluations[-1]["high"]
     assert finished.bits_per_byte == evaluations[-1]["held_out_bits_per_byte"]
     assert lines[-1]["event"] == "finish"

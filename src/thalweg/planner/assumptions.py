@@ -44,8 +44,8 @@ FREE_SHARE = 0.8
 
 # Held-out evaluations a run, the last one included, the share of the time for all of them, and the least that one
 # reads: fewer tokens say little.
-EVALUATIONS = 4
-EVALUATION_SHARE = 0.03
+EVALUATIONS = 3
+EVALUATION_SHARE = 0.04
 EVALUATION_TOKENS = 8192
 # A checkpoint: a fixed part, and the bytes of weights and two moments a parameter at the rate of an ordinary disk.
 CHECKPOINT_SECONDS = 0.2

@@ -122,7 +122,7 @@ class Planner:
         if training.peak_lr is not None:
             lr = Decision(training.peak_lr, AS_SAID)
         else:
-            lr = rules.peak_lr(card, size.width)
+            lr = (rules.peak_lr_of_trained if size.own else rules.peak_lr)(card, size.width)
         if training.weight_decay is not None:
             decay = Decision(training.weight_decay, AS_SAID)
         else:

@@ -108,6 +108,14 @@ def peak_lr(card: Card, width: int) -> Decision:
     return Decision(_rounded(value), f"{reason}; falls as width^-{base['width_exponent']:g}")
 
 
+def peak_lr_of_trained(card: Card, width: int) -> Decision:
+    """Peak rate for a model that comes trained: a tenth of the rate from scratch (a common choice, not measured)."""
+    found = peak_lr(card, width)
+    return Decision(
+        _rounded(found.value / 10), f"a tenth of the rate from scratch, since the model comes trained; {found.reason}"
+    )
+
+
 def weight_decay(card: Card, epochs: float, parameters_per_token: float) -> Decision:
     """Decoupled weight decay: the optimizer's own, stronger when data is repeated.
 
