@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.progress import track
 
 CONSTANTS = Path(__file__).parent.parent / "src" / "thalweg" / "planner" / "constants.json"
-KEPT_REFITS = 60  # bootstrap refits stored for the planner's intervals
 
 
 def train(folder: Path, size: str, tokens: str, arm: str, seed: int) -> Path:
@@ -66,6 +65,12 @@ def main() -> None:
     parser.add_argument("--sizes", default="0.2M,0.5M,1M,2M")
     parser.add_argument("--tokens", default="0.25M,0.5M,1M,2M")
     parser.add_argument("--most-flops", type=float, default=4e13, help="leave out dearer points")
+    parser.add_argument(
+        "--least-tokens",
+        type=float,
+        default=4e5,
+        help="runs of fewer tokens are shown, not fitted: in so few steps larger models stay behind smaller ones",
+    )
     parser.add_argument("--arm", default="", help="the default arm when left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
@@ -96,10 +101,11 @@ def main() -> None:
         points = [future.result() for future in track(done, "calibrating", total=len(grid), console=console)]
     points.sort(key=lambda p: (p["parameters"], p["tokens"]))
     rows = np.array([[p["parameters"], p["tokens"], p["bits_per_byte"]] for p in points])
-    law = fit(rows, bootstrap=400)
-    residuals = np.log(rows[:, 2]) - np.log(law.predict(rows[:, 0], rows[:, 1]))
+    fitted = rows[rows[:, 1] >= arguments.least_tokens]
+    law = fit(fitted)
+    residuals = np.log(fitted[:, 2]) - np.log(law.predict(fitted[:, 0], fitted[:, 1]))
     # Five constants were fitted, which makes the residuals smaller than the errors.
-    sigma = math.sqrt(float(residuals @ residuals) / max(len(rows) - 5, 1))
+    sigma = math.sqrt(float(residuals @ residuals) / max(len(fitted) - 5, 1))
 
     print("| parameters | tokens | bits per byte | fitted |\n|---|---|---|---|")
     for n, d, value in rows:
@@ -109,15 +115,12 @@ def main() -> None:
         return
     constants = json.loads(CONSTANTS.read_text())
     constants["source"] = (
-        f"benchmarks/calibrate.py, {datetime.date.today()}: {len(rows)} runs of the default arm on the embedded "
+        f"benchmarks/calibrate.py, {datetime.date.today()}: {len(fitted)} runs of the default arm on the embedded "
         f"corpus, {arguments.sizes} parameters, {arguments.tokens} tokens, vocabulary 4096"
     )
     constants["law"] = {**law.to_dict(), "sigma": sigma}
-    every = max(len(law.refits) // KEPT_REFITS, 1)
-    constants["refits"] = [[round(float(x), 6) for x in row] for row in law.refits[::every]]
     constants["points"] = [[int(n), int(d), round(float(v), 5)] for n, d, v in rows]
-    text = json.dumps(constants, indent=2)
-    CONSTANTS.write_text(text + "\n")
+    CONSTANTS.write_text(json.dumps(constants, indent=2) + "\n")
     console.print(f"written to {CONSTANTS}")
 
 
