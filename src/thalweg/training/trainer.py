@@ -201,12 +201,14 @@ class Trainer:
         return [part for part in [*slots, *self.callbacks] if part is not None]
 
     def call(self, hook: str, value: Any = None) -> Any:
-        """Call a hook on every part that has it; the value passes through those that return a replacement."""
+        """Call a hook on every part that has it; a value passes through those that return a replacement."""
+        passing = value is not None
         for part in self.parts():
             name = "after_step" if part is self.optimizer and hook == "step" else hook
             method = getattr(part, name, None)
             if method is None:
                 continue
-            result = method(self) if value is None else method(self, value)
-            value = value if result is None else result
+            result = method(self, value) if passing else method(self)
+            if passing and result is not None:
+                value = result
         return value
