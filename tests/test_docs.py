@@ -17,7 +17,7 @@ import typer
 from thalweg import catalog
 from thalweg.cli.app import app
 from thalweg.cli.options import recipe_from
-from thalweg.recipe import Recipe
+from thalweg.recipe import Choice, Recipe
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -96,8 +96,13 @@ def spelled(default: object) -> set[str]:
         return {f"`{default}`"}
     if default == ():
         return {"`[]`"}
-    name = getattr(default, "name", None)
-    return {f'`{{ name = "{name}" }}`'} if name else {f'`"{default}"`'}
+    if isinstance(default, Choice):
+        pairs = (
+            f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}"
+            for key, value in default.table().items()
+        )
+        return {f"`{{ {', '.join(pairs)} }}`"}
+    return {f'`"{default}"`'}
 
 
 def test_every_recipe_key_is_documented_with_its_default():

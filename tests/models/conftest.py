@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +15,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def llama():
+    """Makes tiny Llamas of two layers."""
+
+    def make(tied: bool = True) -> LlamaForCausalLM:
+        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+        return LlamaForCausalLM(LlamaConfig(vocab_size=37, num_hidden_layers=2, tie_word_embeddings=tied, **sizes))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -79,8 +79,10 @@ def test_pieces_of_logits_change_nothing(model, array_split, pieces, monkeypatch
     split = array_split([10, 50, 33, 3, 120])
     monkeypatch.setattr(module, "_LOGITS_AT_ONCE", pieces)
     seen = []
-    inner = module._nats
-    monkeypatch.setattr(module, "_nats", lambda logits, targets: seen.append(logits.numel()) or inner(logits, targets))
+    inner = module.nats_of
+    monkeypatch.setattr(
+        module, "nats_of", lambda logits, targets: seen.append(logits.numel()) or inner(logits, targets)
+    )
     found = evaluate(model, split, CONTEXT, 8)
     assert max(seen) <= pieces
     assert found.loss == pytest.approx(plain(model, split.tokens, CONTEXT).mean(), rel=1e-5)

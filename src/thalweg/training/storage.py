@@ -85,7 +85,10 @@ def _full_weights(trainer: Trainer) -> dict[str, Tensor]:
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     found: dict[str, Any] = get_model_state_dict(trainer.model, options=options)
-    return found
+    # A tied head is the embedding under a second name; it is stored once, as from an unsharded model.
+    first = {name for name, _ in trainer.model.named_parameters()}
+    every = {name for name, _ in trainer.model.named_parameters(remove_duplicate=False)}
+    return {name: value for name, value in found.items() if name in first or name not in every}
 
 
 def _load_full_weights(trainer: Trainer, folder: Path) -> None:
