@@ -70,9 +70,7 @@ def assemble(
             fix="Leave out --shard or the monitor.",
         )
     chosen["micro_batch"] = largest_divisor(chosen["batch_size"] // parallel.world_size, chosen["micro_batch"])
-    process.set_threads(
-        max(chosen["threads"] // parallel.world_size, 1) if parallel.world_size > 1 else chosen["threads"]
-    )
+    process.set_threads(max(chosen["threads"] // parallel.world_size, 1))
     torch.manual_seed(recipe.seed)
     model = build_model(chosen, recipe.seed)
     model.to(parallel.device)  # type: ignore[arg-type]

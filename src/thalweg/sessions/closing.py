@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from thalweg.models.generate import samples
+from thalweg.planner.assumptions import CLOSING_SECONDS
 from thalweg.reports import write_report
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 SAMPLE_TOKENS = 64
 PROMPT_TOKENS = 12  # or a third of the context, where that is less
 PROMPTS = 3
-RESERVE = 2.5  # seconds for samples and report, until a run of this process has measured them
 
 
 class Closing:
@@ -23,7 +23,7 @@ class Closing:
         self.held_out, self.tokenizer = held_out, tokenizer
 
     def setup(self, trainer: Trainer) -> None:
-        trainer.clock.reserve["closing"] = RESERVE
+        trainer.clock.reserve["closing"] = CLOSING_SECONDS
 
     def finish(self, trainer: Trainer) -> None:
         # Under FSDP2 generation would need every rank at every token; the samples are left out there.
