@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "thalweg"
 
 # From the bottom to the top: a room may import what stands in a row below its own, and beside it only what BESIDE says.
 ROWS = (
-    ("errors",),
+    ("errors", "cache"),
     ("budget", "catalog"),
     ("recipe",),
     ("runs",),
@@ -18,6 +18,7 @@ ROWS = (
     ("training",),
     ("planner", "reports"),
     ("sessions",),
+    ("arena",),
     ("cli",),
     ("__main__",),
 )

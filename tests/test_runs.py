@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,15 @@ def test_write_text_leaves_no_part(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_write_text_from_many_threads_leaves_one_whole_text(tmp_path):
+    path = tmp_path / "file"
+    texts = [f"{number}\r\n" * 20_000 for number in range(8)]
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        list(pool.map(lambda text: write_text(path, text), texts))
+    assert path.read_bytes().decode() in texts
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
 def _hold(folder: str, ready, release) -> None:  # type: ignore[no-untyped-def]
     Run(Path(folder)).lock()
     ready.set()
@@ -112,6 +122,7 @@ def test_a_second_process_is_refused(run):
 def test_a_crash_leaves_no_lock(run):
     code = f"""
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from thalweg.runs import Run
 Run(Path({str(run.folder)!r})).lock()

@@ -13,10 +13,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "Budget": "thalweg.budget",
     "Clock": "thalweg.training.clock",
+    "Comparison": "thalweg.arena.comparison",
     "Recipe": "thalweg.recipe",
     "Result": "thalweg.sessions.train",
     "Run": "thalweg.runs",
     "UserError": "thalweg.errors",
+    "compare": "thalweg.arena.compare",
     "make_plan": "thalweg.sessions.train",
     "prepare": "thalweg.data",
     "resume": "thalweg.sessions.train",

@@ -48,5 +48,9 @@ class TrainingError(UserError):
     """Training that cannot go on."""
 
 
+class ArenaError(UserError):
+    """A comparison or a claim that cannot be made."""
+
+
 class MachineError(UserError):
     """Something this machine does not have."""

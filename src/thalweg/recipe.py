@@ -164,6 +164,7 @@ class Data(Strict):
     field: str = Field("text", description="the field or column that holds the text in .jsonl and .parquet")
     tokenizer: str = Field("auto", description="'auto', 'bpe:4096' or a Hugging Face tokenizer folder")
     held_out: float = Field(0.05, gt=0, lt=1, description="share of the documents kept for evaluation")
+    evaluate_on: Literal["all", "reporting", "tuning"] = Field("all", description="which half of those is looked at")
     context: int | None = Field(None, ge=8, description="tokens a window")
 
 
@@ -269,6 +270,16 @@ class Recipe(Strict):
         if self.callbacks:
             table["callbacks"] = [choice.table() for choice in self.callbacks]
         return tomli_w.dumps(table)
+
+
+def put(fields: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key, such as "training.clip", in the plain data of a recipe."""
+    *tables, last = key.split(".")
+    for name in tables:
+        fields = fields.setdefault(name, {})
+        if not isinstance(fields, dict):
+            raise RecipeError(f"{name} is no table", where=key, fix="`thalweg train --help` lists the keys.")
+    fields[last] = value
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:

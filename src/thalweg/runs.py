@@ -11,6 +11,7 @@ import fcntl
 import json
 import math
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,16 +22,21 @@ from thalweg.recipe import Recipe
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content so that a reader sees the old or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Replace a file's content so that a reader sees the old or the new, never a part.
+
+    It is written beside the target (UTF-8, plain line ends), synced, then renamed. Each writer has a file of its own:
+    two at once, in two processes or two threads, leave the text of one of them whole.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> Any:

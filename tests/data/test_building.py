@@ -284,10 +284,10 @@ def test_the_lock_is_exclusive(tmp_path: Path) -> None:
 
 def test_the_cache_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("THALWEG_CACHE", str(tmp_path))
-    assert building.cache_root() == tmp_path
-    assert building.cache_root(tmp_path / "x") == tmp_path / "x"
+    assert building.cache_folder() == tmp_path
+    assert building.cache_folder(tmp_path / "x") == tmp_path / "x"
     monkeypatch.delenv("THALWEG_CACHE")
-    assert building.cache_root() == Path.home() / ".cache" / "thalweg"
+    assert building.cache_folder() == Path.home() / ".cache" / "thalweg"
 
 
 def test_progress_goes_to_stderr_and_only_when_wanted(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import random
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -154,3 +157,26 @@ def run_folder(tmp_path: Path) -> Path:
     (folder / "samples.json").write_text(json.dumps(samples), encoding="utf-8")
     write_metrics(folder / "metrics.jsonl")
     return folder
+
+
+def beside(name: str) -> ModuleType:
+    """A file of this folder that is no test: pytest does not make it importable."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def browsing() -> ModuleType:
+    """browsing.py: pages parsed, and in a browser."""
+    return beside("browsing")
+
+
+@pytest.fixture(scope="session")
+def comparison() -> ModuleType:
+    """comparison_fixture.py: results of comparisons."""
+    return beside("comparison_fixture")

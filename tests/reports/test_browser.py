@@ -1,43 +1,20 @@
 """The report in a real browser: it draws, switches, follows dark mode, fits a phone, and runs nothing foreign.
 
-A small probe is added to a copy of the page (its hash to the copy's policy) and leaves what it saw in the document.
+How a page is opened and asked: browsing.py.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
 import json
 import re
-import shutil
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
 
 from thalweg.reports import write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the browser chromium on the PATH")
-
 CHARTS = ("bits", "loss", "lr", "gradient", "throughput", "mfu")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-    "--v=0",
-    "--virtual-time-budget=4000",
-    "--dump-dom",
-]
 PROBE = """
 (() => {
   const root = document.documentElement, seen = {};
@@ -75,39 +52,8 @@ PROBE = """
 """
 
 
-@dataclass(frozen=True)
-class Visit:
-    """The document after its scripts ran, and what the browser's console said."""
-
-    dom: str
-    console: list[str]
-
-    @property
-    def seen(self) -> dict[str, Any]:
-        found = re.search(r'<html[^>]*data-seen="([^"]*)"', self.dom)
-        assert found is not None, self.console
-        return json.loads(html.unescape(found.group(1)))
-
-
-def visit(address: str, profile: Path, *flags: str) -> Visit:
-    assert CHROMIUM is not None
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *flags, address]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, encoding="utf-8", check=True)
-    return Visit(result.stdout, [line for line in result.stderr.splitlines() if "CONSOLE" in line])
-
-
-def probed(report: Path) -> Path:
-    """A copy of the report that tells what it sees."""
-    source = report.read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(PROBE.encode()).digest()).decode()
-    source = source.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
-    copy = report.with_name("probed.html")
-    copy.write_text(source.replace("</body>", f"<script>{PROBE}</script></body>"), encoding="utf-8")
-    return copy
-
-
-def test_charts_are_drawn_and_nothing_foreign_runs(run_folder: Path, tmp_path: Path) -> None:
-    page = visit(write_report(run_folder).as_uri() + "#seconds", tmp_path / "profile")
+def test_charts_are_drawn_and_nothing_foreign_runs(run_folder: Path, tmp_path: Path, browsing: ModuleType) -> None:
+    page = browsing.visit(write_report(run_folder).as_uri() + "#seconds", tmp_path / "profile")
     assert page.console == []
     assert 'data-axis="seconds"' in page.dom
     parts = re.split(r'<div class="chart[^"]*" id="chart-', page.dom)[1:]
@@ -120,8 +66,8 @@ def test_charts_are_drawn_and_nothing_foreign_runs(run_folder: Path, tmp_path: P
     assert not re.search(r"<img|<script>document", page.dom)
 
 
-def test_switches_print_and_copy(run_folder: Path, tmp_path: Path) -> None:
-    page = visit(probed(write_report(run_folder)).as_uri(), tmp_path / "profile")
+def test_switches_print_and_copy(run_folder: Path, tmp_path: Path, browsing: ModuleType) -> None:
+    page = browsing.visit(browsing.probed(write_report(run_folder), PROBE).as_uri(), tmp_path / "profile")
     seen = page.seen
     assert page.console == []
     assert (seen["loaded"]["axis"], seen["loaded"]["x"], seen["loaded"]["title"]) == ("steps", 600, "steps")
@@ -137,9 +83,9 @@ def test_switches_print_and_copy(run_folder: Path, tmp_path: Path) -> None:
     assert "Download plot" in seen["buttons"]
 
 
-def test_dark_mode_and_light_print(run_folder: Path, tmp_path: Path) -> None:
-    address = probed(write_report(run_folder)).as_uri()
-    seen = visit(address, tmp_path / "profile", "--blink-settings=preferredColorScheme=0").seen
+def test_dark_mode_and_light_print(run_folder: Path, tmp_path: Path, browsing: ModuleType) -> None:
+    address = browsing.probed(write_report(run_folder), PROBE).as_uri()
+    seen = browsing.visit(address, tmp_path / "profile", "--blink-settings=preferredColorScheme=0").seen
     dark, light = {"paper": "rgb(18, 24, 27)", "ink": "#e4eae9"}, {"paper": "rgb(252, 252, 250)", "ink": "#1c2427"}
     assert {key: seen["loaded"][key] for key in dark} == dark
     assert {key: seen["printing"][key] for key in dark} == light
@@ -149,39 +95,33 @@ def test_dark_mode_and_light_print(run_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [360])
-def test_phone_has_no_sideways_scroll(run_folder: Path, tmp_path: Path, width: int) -> None:
-    # A headless window is never narrower than 500 pixels: a frame of the phone's width is.
-    frame = probed(write_report(run_folder)).as_uri()
-    outer = tmp_path / "phone.html"
-    outer.write_text(
-        f'<!DOCTYPE html><html><body><iframe src="{frame}" style="border:0;width:{width}px;height:800px"></iframe>'
-        '<script>addEventListener("message", (e) => { document.documentElement.dataset.seen = e.data; });</script>'
-    )
-    page = visit(outer.as_uri(), tmp_path / "profile")
+def test_phone_has_no_sideways_scroll(run_folder: Path, tmp_path: Path, browsing: ModuleType, width: int) -> None:
+    outer = browsing.framed(browsing.probed(write_report(run_folder), PROBE), width)
+    page = browsing.visit(outer.as_uri(), tmp_path / "profile")
     inner, content = page.seen["width"]
     assert width - 20 <= inner <= width
     assert content <= inner
 
 
-def test_interrupted_run_without_plan_draws_too(run_folder: Path, tmp_path: Path) -> None:
+def test_interrupted_run_without_plan_draws_too(run_folder: Path, tmp_path: Path, browsing: ModuleType) -> None:
     for name in ("plan.json", "samples.json", "environment.json", "recipe.toml"):
         (run_folder / name).unlink()
     content = (run_folder / "metrics.jsonl").read_bytes()
     (run_folder / "metrics.jsonl").write_bytes(content[: len(content) // 3])
-    page = visit(write_report(run_folder).as_uri(), tmp_path / "profile")
+    page = browsing.visit(write_report(run_folder).as_uri(), tmp_path / "profile")
     assert page.console == []
     assert page.dom.count('class="main-svg"') >= len(CHARTS)
     assert "interrupted" in page.dom
     assert "plan.json is missing" in page.dom
 
 
-def test_long_run_draws_bands(run_folder: Path, tmp_path: Path) -> None:
+def test_long_run_draws_bands(run_folder: Path, tmp_path: Path, browsing: ModuleType) -> None:
     lines = [
         json.dumps({"event": "step", "step": n, "tokens": n, "seconds": n, "loss": 3 + n % 7, "grad_norm": 1 + n % 3})
         for n in range(1, 4001)
     ]
     (run_folder / "metrics.jsonl").write_text("\n".join(lines))
-    page = visit(write_report(run_folder).as_uri(), tmp_path / "profile")
+    page = browsing.visit(write_report(run_folder).as_uri(), tmp_path / "profile")
     assert page.console == []
     assert "range of 8 steps" in page.dom
     assert re.search(r'class="js-fill"[^>]*d="M', page.dom)

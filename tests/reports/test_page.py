@@ -4,57 +4,38 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import random
 import re
-from html.parser import HTMLParser
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from plotly.offline import get_plotlyjs
 
 from thalweg.errors import RunError
-from thalweg.reports import page, write_report
-from thalweg.reports.figures import embedded_json
+from thalweg.reports import document, write_report
+from thalweg.reports.document import embedded_json
 
 SCRIPT = '<script>document.title="owned"</script>'
 
 
-class Elements(HTMLParser):
-    """The start tags of a page, its visible text, and the content of its scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.scripts: list[str] = []
-        self.inside: str | None = None
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.inside = tag if tag in ("script", "style") else None
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside = None
-
-    def handle_data(self, data: str) -> None:
-        if self.inside == "script":
-            self.scripts[-1] += data
-        elif self.inside is None:
-            self.text += data
+@pytest.fixture
+def elements(browsing: ModuleType) -> Callable[[Path], Any]:
+    """Writes the report of a folder and parses it."""
+    return lambda folder: browsing.Elements(write_report(folder).read_text(encoding="utf-8"))
 
 
-def elements(folder: Path) -> Elements:
-    return Elements(write_report(folder).read_text(encoding="utf-8"))
+@pytest.fixture
+def chart_data(elements: Callable[[Path], Any]) -> Callable[[Path], dict[str, Any]]:
+    """The charts' data inside the report of a folder."""
 
+    def read(folder: Path) -> dict[str, Any]:
+        return {chart["id"]: chart for chart in elements(folder).data()["charts"]}
 
-def chart_data(folder: Path) -> dict[str, Any]:
-    parsed = elements(folder)
-    kinds = [attributes.get("type") for tag, attributes in parsed.tags if tag == "script"]
-    return {chart["id"]: chart for chart in json.loads(parsed.scripts[kinds.index("application/json")])["charts"]}
+    return read
 
 
 def append(folder: Path, *events: dict[str, Any]) -> None:
@@ -62,7 +43,7 @@ def append(folder: Path, *events: dict[str, Any]) -> None:
         file.writelines(json.dumps(event) + "\n" for event in events)
 
 
-def test_headline_numbers(run_folder: Path) -> None:
+def test_headline_numbers(run_folder: Path, elements: Callable[[Path], Any]) -> None:
     text = re.sub(r"\s+", " ", elements(run_folder).text)
     last = [line for line in (run_folder / "metrics.jsonl").read_text().splitlines() if '"evaluation"' in line][-1]
     event = json.loads(last)
@@ -89,11 +70,11 @@ def test_plan_beside_result(run_folder: Path) -> None:
     assert rows["time"]["difference"] == "+2.0 %"
 
 
-def test_planted_markup_is_text(run_folder: Path) -> None:
+def test_planted_markup_is_text(run_folder: Path, elements: Callable[[Path], Any]) -> None:
     parsed = elements(run_folder)
-    assert len(parsed.scripts) == 3
+    assert len(parsed.scripts) == 4
     assert parsed.scripts[0] == get_plotlyjs()
-    assert parsed.scripts[2] == page.own_file("report.js")
+    assert parsed.scripts[2:] == [document.own_file("page.js"), document.own_file("report.js")]
     assert not any(tag == "img" for tag, _ in parsed.tags)
     assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
     # corpus, recipe, reason, command and sample
@@ -101,14 +82,14 @@ def test_planted_markup_is_text(run_folder: Path) -> None:
     assert [tag for tag, _ in parsed.tags].count("title") == 1
 
 
-def test_name_of_the_folder_is_text_too(run_folder: Path) -> None:
+def test_name_of_the_folder_is_text_too(run_folder: Path, elements: Callable[[Path], Any]) -> None:
     folder = run_folder.rename(run_folder.parent / "<img src=x onerror=alert(1)>")
     parsed = elements(folder)
     assert not any(tag == "img" for tag, _ in parsed.tags)
     assert "<img src=x onerror=alert(1)>" in parsed.text
 
 
-def test_template_syntax_in_foreign_text_is_text(run_folder: Path) -> None:
+def test_template_syntax_in_foreign_text_is_text(run_folder: Path, elements: Callable[[Path], Any]) -> None:
     (run_folder / "samples.json").write_text(json.dumps([{"step": 1, "prompt": "{{ 7*7 }}", "text": "{% raw %}"}]))
     assert "{{ 7*7 }}{% raw %}" in elements(run_folder).text
 
@@ -122,7 +103,7 @@ def test_embedded_json_cannot_end_its_element() -> None:
         embedded_json([float("nan")])
 
 
-def test_policy_allows_only_the_two_scripts(run_folder: Path) -> None:
+def test_policy_allows_only_the_pages_scripts(run_folder: Path, elements: Callable[[Path], Any]) -> None:
     import base64
     import hashlib
 
@@ -132,12 +113,12 @@ def test_policy_allows_only_the_two_scripts(run_folder: Path) -> None:
     assert directives["default-src"] == "'none'"
     hashes = [
         "'sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() + "'"
-        for script in (parsed.scripts[0], parsed.scripts[2])
+        for script in (parsed.scripts[0], *parsed.scripts[2:])
     ]
     assert directives["script-src"].split() == hashes
 
 
-def test_page_asks_nothing_of_the_network(run_folder: Path) -> None:
+def test_page_asks_nothing_of_the_network(run_folder: Path, elements: Callable[[Path], Any]) -> None:
     parsed = elements(run_folder)
     for tag, attributes in parsed.tags:
         assert tag not in ("link", "iframe", "object", "embed", "base")
@@ -145,14 +126,14 @@ def test_page_asks_nothing_of_the_network(run_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["recipe.toml", "plan.json", "environment.json", "metrics.jsonl", "samples.json"])
-def test_missing_file_is_said(run_folder: Path, name: str) -> None:
+def test_missing_file_is_said(run_folder: Path, name: str, elements: Callable[[Path], Any]) -> None:
     (run_folder / name).unlink()
     assert f"{name} is missing" in elements(run_folder).text
 
 
 @pytest.mark.parametrize("name", ["recipe.toml", "plan.json", "environment.json", "samples.json"])
 @pytest.mark.parametrize("content", [b'{"torn": ', b"\xff\xfe\x00", b"", b"[" * 100_000, b"3"])
-def test_damaged_file_is_no_crash(run_folder: Path, name: str, content: bytes) -> None:
+def test_damaged_file_is_no_crash(run_folder: Path, name: str, content: bytes, elements: Callable[[Path], Any]) -> None:
     (run_folder / name).write_bytes(content)
     text = elements(run_folder).text
     if not (name == "recipe.toml" and content == b""):
@@ -165,12 +146,14 @@ def test_damaged_file_is_no_crash(run_folder: Path, name: str, content: bytes) -
      {"chosen": {"steps": "many", "tokens": 0, "tokens_per_second": 0, "epochs": None}, "budget": "soon"},
      {"chosen": {"model": ["a"], "tokens": 1e400}, "candidates": [None, {"model": {}}]}],
 )  # fmt: skip
-def test_plan_of_the_wrong_types_is_no_crash(run_folder: Path, plan: dict[str, Any]) -> None:
+def test_plan_of_the_wrong_types_is_no_crash(
+    run_folder: Path, plan: dict[str, Any], elements: Callable[[Path], Any]
+) -> None:
     (run_folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     assert "first-run" in elements(run_folder).text
 
 
-def test_empty_folder(tmp_path: Path) -> None:
+def test_empty_folder(tmp_path: Path, elements: Callable[[Path], Any]) -> None:
     text = elements(tmp_path).text
     assert "No training step is recorded yet" in text
     assert text.count("is missing") == 5
@@ -181,12 +164,16 @@ def test_no_folder_is_a_users_mistake(tmp_path: Path) -> None:
         write_report(tmp_path / "none")
 
 
-def test_half_surrogates_and_control_characters_can_be_written(run_folder: Path) -> None:
+def test_half_surrogates_and_control_characters_can_be_written(
+    run_folder: Path, elements: Callable[[Path], Any]
+) -> None:
     (run_folder / "samples.json").write_text('[{"step": 1, "prompt": "\\ud800", "text": "a\\u0000b\\u202e"}]')
     assert "⟨U+D800⟩a␀b⟨U+202E⟩" in elements(run_folder).text
 
 
-def test_numbers_that_are_none_do_not_reach_the_charts(run_folder: Path) -> None:
+def test_numbers_that_are_none_do_not_reach_the_charts(
+    run_folder: Path, elements: Callable[[Path], Any], chart_data: Callable[[Path], Any]
+) -> None:
     lines = ['{"event":"step","step":601,"tokens":NaN,"seconds":null,"loss":NaN,"lr":Infinity,"grad_norm":-Infinity}']
     lines += ['{"event":"evaluation","step":601,"held_out_loss":NaN,"held_out_bits_per_byte":NaN,"low":null}']
     with (run_folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -196,7 +183,7 @@ def test_numbers_that_are_none_do_not_reach_the_charts(run_folder: Path) -> None
     assert "diverged" in elements(run_folder).text
 
 
-def test_series_have_three_axes_of_one_length(run_folder: Path) -> None:
+def test_series_have_three_axes_of_one_length(run_folder: Path, chart_data: Callable[[Path], Any]) -> None:
     charts = chart_data(run_folder)
     assert set(charts) == {"bits", "loss", "lr", "gradient", "throughput", "mfu"}
     for chart in charts.values():
@@ -210,7 +197,7 @@ def test_series_have_three_axes_of_one_length(run_folder: Path) -> None:
     assert (planned["name"], planned["steps"], planned["y"], planned["low"]) == ("planned", [605], [1.38], [1.3])
 
 
-def test_long_run_gives_a_small_report(run_folder: Path) -> None:
+def test_long_run_gives_a_small_report(run_folder: Path, chart_data: Callable[[Path], Any]) -> None:
     noise = random.Random(0)
     with (run_folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
         for step in range(1, 60_001):
@@ -239,7 +226,7 @@ def test_writing_is_atomic(run_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     def fail(descriptor: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(page.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_report(run_folder)
     assert target.read_text() == "the old report"

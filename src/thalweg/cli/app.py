@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from thalweg.cli import evaluate, generate, methods, plan, report, train
+from thalweg.cli import claim, claims, compare, evaluate, generate, methods, plan, report, train
 
 app = typer.Typer(
     name="thalweg",
@@ -37,5 +37,5 @@ def _options(
     pass
 
 
-for module in (train, plan, evaluate, generate, report, methods):
+for module in (train, plan, compare, claim, claims, evaluate, generate, report, methods):
     app.command(module.NAME, epilog=module.EXAMPLES)(module.run)

@@ -25,7 +25,7 @@ def recipe_from(source: str | None, arm: str | None, said: dict[str, Any], setti
     """
     import tomllib
 
-    from thalweg.recipe import Recipe, parse_arm
+    from thalweg.recipe import Recipe, parse_arm, put
 
     fields: dict[str, Any] = {}
     where = "command line"
@@ -33,23 +33,35 @@ def recipe_from(source: str | None, arm: str | None, said: dict[str, Any], setti
         fields, where = tomllib.loads(Recipe.read(source).toml()), source
     elif source:
         fields["data"] = {"corpus": source if ":" in source or source == "stdlib" else str(Path(source))}
+    for key, value in {**said, **pairs(settings)}.items():
+        if value is not None:
+            put(fields, key, value)
+    if arm:
+        fields |= parse_arm(arm)
+    return Recipe.validated(fields, where=where)
+
+
+def pairs(settings: list[str]) -> dict[str, Any]:
+    """["training.clip=0.5"] -> {"training.clip": 0.5}."""
+    found = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"cannot read {setting!r}", where="--set", fix="Write --set training.clip=0.5.")
-        said = {**said, key.strip(): _toml_value(value)}
-    for key, value in said.items():
-        if value is not None:
-            *tables, last = key.split(".")
-            table = fields
-            for name in tables:
-                table = table.setdefault(name, {})
-                if not isinstance(table, dict):
-                    raise RecipeError(f"{name} is no table", where=f"--set {key}", fix="`thalweg train --help`.")
-            table[last] = value
-    if arm:
-        fields |= parse_arm(arm)
-    return Recipe.validated(fields, where=where)
+        found[key.strip()] = _toml_value(value)
+    return found
+
+
+def share(text: str, where: str) -> float:
+    """ "0.2%" or "0.002" as 0.002."""
+    number, percent = (text.strip().removesuffix("%"), text.strip().endswith("%"))
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise RecipeError(f"cannot read the share {text!r}", where=where, fix="Write 0.2% or 0.002.")
+    return value
 
 
 def _toml_value(text: str) -> Any:

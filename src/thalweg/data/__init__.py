@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thalweg.data.building import prepare
+    from thalweg.data.part import part_of
     from thalweg.data.sampler import WindowSampler
     from thalweg.data.store import TokenSplit, TokenStore
     from thalweg.data.tokenization import check_tokenizer
 
-__all__ = ["TokenSplit", "TokenStore", "WindowSampler", "check_tokenizer", "prepare"]
+__all__ = ["TokenSplit", "TokenStore", "WindowSampler", "check_tokenizer", "part_of", "prepare"]
 
 _HOMES = {
     "prepare": "building",
+    "part_of": "part",
     "TokenStore": "store",
     "TokenSplit": "store",
     "WindowSampler": "sampler",

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from thalweg.cache import cache_folder
 from thalweg.data import store as stores
 from thalweg.data.corpora import DocumentSource, open_corpus
 from thalweg.data.encoder import EncoderPool
@@ -67,11 +68,6 @@ class _Job:
     shard_tokens: int
 
 
-def cache_root(cache: Path | str | None = None) -> Path:
-    """`cache`, or $THALWEG_CACHE, or ~/.cache/thalweg."""
-    return Path(cache or os.environ.get("THALWEG_CACHE") or "~/.cache/thalweg").expanduser()
-
-
 def prepare(
     corpus: str | Path,
     *,
@@ -90,7 +86,7 @@ def prepare(
         tokenizer: "bpe:<entries>" to train one on the corpus, or a Hugging Face tokenizer folder.
         field: the key or column with the text, for .jsonl, .parquet and hf.
         held_out: share of the documents to hold out, above 0 and below 1.
-        cache: see cache_root(). progress: show a bar on stderr.
+        cache: see cache_folder(). progress: show a bar on stderr.
         workers: processes to tokenize with; default all cores. The result does not depend on it.
         shard_tokens: the most tokens in a file of the store.
 
@@ -102,7 +98,7 @@ def prepare(
     if workers is not None and workers < 1:
         raise DataError("There must be at least one worker", where=f"workers={workers}")
     choice = choose_tokenizer(tokenizer)
-    root = cache_root(cache)
+    root = cache_folder(cache)
     spelled = str(corpus)
     source: DocumentSource
     source = open_remote(spelled, field, root) if spelled.startswith(PREFIX) else open_corpus(corpus, field)

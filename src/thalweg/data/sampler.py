@@ -14,6 +14,7 @@ import hashlib
 import numpy as np
 import torch
 
+from thalweg.data.part import Part
 from thalweg.data.store import TokenSplit
 from thalweg.errors import DataError
 
@@ -68,7 +69,7 @@ class WindowSampler:
     """
 
     def __init__(
-        self, split: TokenSplit, context: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self, split: TokenSplit | Part, context: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         if context < 1 or batch_size < 1 or not 0 <= rank < world_size:
             raise DataError(

@@ -62,7 +62,9 @@ def speed(
         most_seconds: when the warm-up alone takes longer, it is what counts, and nothing is timed after it.
     """
     began = time.perf_counter()
-    forward_backward, step = _work(size, recipe, context, micro_batch, precision, device, compiled)
+    source = size.source
+    model: Any = build(source, size.vocab_size, context, seed=0) if isinstance(source, Shape) else source
+    forward_backward, step = work(model, recipe, size.vocab_size, context, micro_batch, precision, device, compiled)
     first, first_step = _timed(forward_backward, device), _timed(step, device)
     passes, steps = [], []
     for _ in range(TIMED_PASSES):
@@ -78,12 +80,17 @@ def speed(
     )
 
 
-def _work(
-    size: Size, recipe: Recipe, context: int, micro_batch: int, precision: str, device: torch.device, compiled: bool
+def work(
+    model: Any,
+    recipe: Recipe,
+    vocab_size: int,
+    context: int,
+    micro_batch: int,
+    precision: str,
+    device: torch.device,
+    compiled: bool = False,
 ) -> tuple[Callable[[], Tensor], Callable[[], None]]:
     """What a step consists of, put together as for a run: (forward and backward pass, optimizer step)."""
-    source = size.source
-    model: Any = build(source, size.vocab_size, context, seed=0) if isinstance(source, Shape) else source
     model = model.to(device).train()
     use_fastest_attention(model, device, precision, context)
     if compiled:
@@ -92,7 +99,7 @@ def _work(
     losses = TokenLosses(model, recipe.objective.build())
     optimizer = recipe.optimizer.build(parameter_groups(model), lr=1e-6)
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(size.vocab_size, (micro_batch, context + 1), generator=generator).to(device)
+    tokens = torch.randint(vocab_size, (micro_batch, context + 1), generator=generator).to(device)
 
     @torch.enable_grad()
     def forward_backward() -> Tensor:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from thalweg.cache import cache_folder
 from thalweg.planner import machine_speed
 from thalweg.planner.machine_limits import available_memory, core_count, total_memory
 
@@ -78,7 +79,7 @@ def profile(refresh: bool = False, cache: Path | None = None) -> MachineProfile:
     """
     identity = _identity()
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    path = (cache or _cache_folder()) / "machines" / f"{digest}.json"
+    path = cache_folder(cache) / "machines" / f"{digest}.json"
     speeds = None if refresh else _read(path, identity)
     if speeds is None:
         speeds = _measure(identity["device"])
@@ -91,10 +92,6 @@ def profile(refresh: bool = False, cache: Path | None = None) -> MachineProfile:
         **{name: value for name, value in identity.items() if name != "version"},
         **speeds,
     )
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("THALWEG_CACHE") or Path.home() / ".cache" / "thalweg")
 
 
 def _identity() -> dict[str, Any]:

@@ -1,12 +1,7 @@
-"""The charts as plain data: what the page's script draws, each series against steps, tokens and seconds.
-
-The data travels inside a `<script type="application/json">`. `embedded_json` makes it impossible for any text in it
-to end that element or to mean something to a parser: `<`, `>`, `&` and the two JavaScript line ends are escaped.
-"""
+"""The charts as plain data: what the page's script draws, each series against steps, tokens and seconds."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -26,12 +21,6 @@ PLANS: tuple[tuple[str, str, str, str, str, bool], ...] = (
     ("throughput", "Throughput", "tokens per second", "tokens_per_second", "", False),
     ("mfu", "Model FLOPs utilisation", "share of the machine's peak", "mfu", "", False),
 )
-
-
-def embedded_json(value: Any) -> str:
-    """JSON that is safe inside any HTML element; NaN and infinities are an error here, null is the word for them."""
-    text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def rounded(value: float | None) -> float | None:

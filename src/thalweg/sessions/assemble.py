@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from thalweg import catalog
-from thalweg.data import TokenStore, WindowSampler
+from thalweg.data import TokenStore, WindowSampler, part_of
 from thalweg.errors import MachineError, RecipeError
 from thalweg.models.attention import use_fastest_attention
 from thalweg.models.blocks import decoder_blocks
@@ -18,7 +18,7 @@ from thalweg.models.parameter_groups import parameter_groups
 from thalweg.planner.rules import largest_divisor
 from thalweg.recipe import Choice, Recipe
 from thalweg.runs import Run
-from thalweg.sessions.closing import Closing
+from thalweg.sessions.closing import Closing, Ending
 from thalweg.training import process
 from thalweg.training.callbacks.checkpointing import Checkpointing, Interruption
 from thalweg.training.callbacks.evaluation import HeldOut
@@ -53,8 +53,15 @@ def assemble(
     *,
     started: float,
     quiet: bool = False,
+    show: bool = True,
 ) -> Trainer:
-    """Build everything that the plan names and put it into a trainer."""
+    """Build everything that the plan names and put it into a trainer.
+
+    Args:
+        started: `time.monotonic()` when the budget's time began.
+        quiet: nothing on the terminal.
+        show: samples, report and TensorBoard's files; the arena's runs leave them out.
+    """
     chosen = dict(plan["chosen"])
     if chosen["batch_size"] % parallel.world_size:
         raise MachineError(
@@ -85,6 +92,7 @@ def assemble(
     sampler = WindowSampler(
         store.train, chosen["context"], chosen["batch_size"], recipe.seed, parallel.rank, parallel.world_size
     )
+    held_out = part_of(store.held_out, recipe.data.evaluate_on)
     clock = Clock(
         recipe.budget,
         epoch_tokens=sampler.windows * chosen["context"],
@@ -104,15 +112,15 @@ def assemble(
         run=run,
         parallel=parallel,
         flops_per_token=flops_per_token(model, context=chosen["context"]),
-        held_out=WindowSampler(store.held_out, chosen["context"], held_out_rows(store, chosen["context"]), 0),
+        held_out=WindowSampler(held_out, chosen["context"], held_out_rows(held_out, chosen["context"]), 0),
     )
-    trainer.callbacks = callbacks(recipe, plan, store, trainer, quiet=quiet)
+    trainer.callbacks = callbacks(recipe, plan, store, held_out, trainer, quiet=quiet, show=show)
     return trainer
 
 
-def held_out_rows(store: TokenStore, context: int) -> int:
+def held_out_rows(held_out: Any, context: int) -> int:
     """Windows in the fixed held-out batch: as many as there are, up to `HELD_OUT_ROWS`."""
-    return max(1, min(HELD_OUT_ROWS, (store.held_out.token_count - 1) // context))
+    return max(1, min(HELD_OUT_ROWS, (held_out.token_count - 1) // context))
 
 
 class OnDevice:
@@ -135,7 +143,9 @@ def named(choice: Choice) -> Any:
     return part
 
 
-def callbacks(recipe: Recipe, plan: dict[str, Any], store: TokenStore, trainer: Trainer, *, quiet: bool) -> list[Any]:
+def callbacks(
+    recipe: Recipe, plan: dict[str, Any], store: TokenStore, held_out: Any, trainer: Trainer, *, quiet: bool, show: bool
+) -> list[Any]:
     """The recipe's callbacks and the house's own. The order matters:
 
     monitors add numbers before the metrics line is written, the line is written before the checkpoint that
@@ -148,7 +158,7 @@ def callbacks(recipe: Recipe, plan: dict[str, Any], store: TokenStore, trainer: 
         MetricsLog(bytes_per_token, plan["machine"]["peak_flops"][chosen["precision"]]),
         Safeguard(folder),
         HeldOut(
-            store.held_out,
+            held_out,
             tokens=chosen["evaluation_tokens"],
             times=chosen["evaluations"],
             interval=training.evaluate_every,
@@ -156,7 +166,7 @@ def callbacks(recipe: Recipe, plan: dict[str, Any], store: TokenStore, trainer: 
         ),
         Checkpointing(folder, store.tokenizer, training.checkpoint_every, chosen["checkpoint_seconds"]),
     ]
-    if TensorBoard.installed():
+    if show and TensorBoard.installed():
         house.append(TensorBoard())
     if trainer.parallel.main and not quiet:
         house.append(LiveLine(bytes_per_token))
@@ -164,5 +174,6 @@ def callbacks(recipe: Recipe, plan: dict[str, Any], store: TokenStore, trainer: 
         *(named(choice) for choice in recipe.callbacks),
         *house,
         Interruption(),
-        Closing(store.held_out, store.tokenizer),
+        Ending(),
+        *([Closing(held_out, store.tokenizer)] if show else []),
     ]

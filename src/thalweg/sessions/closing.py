@@ -16,8 +16,19 @@ PROMPT_TOKENS = 12  # or a third of the context, where that is less
 PROMPTS = 3
 
 
+class Ending:
+    """Writes the last line of the metrics, which is what makes a run a finished one."""
+
+    def finish(self, trainer: Trainer) -> None:
+        clock = trainer.clock
+        if clock.last and trainer.parallel.main:
+            trainer.run.append(
+                {"event": "finish", "step": clock.step, "tokens": clock.tokens, "seconds": clock.seconds}
+            )
+
+
 class Closing:
-    """Writes samples.json, the finishing event and report.html; comes last among the callbacks."""
+    """Writes samples.json and report.html; comes last among the callbacks."""
 
     def __init__(self, held_out: Any, tokenizer: Any) -> None:
         self.held_out, self.tokenizer = held_out, tokenizer
@@ -30,11 +41,6 @@ class Closing:
         if not trainer.parallel.shard and trainer.clock.last and trainer.parallel.main:
             trainer.run.write_json("samples.json", self._samples(trainer))
         if trainer.parallel.main:
-            if trainer.clock.last:
-                clock = trainer.clock
-                trainer.run.append(
-                    {"event": "finish", "step": clock.step, "tokens": clock.tokens, "seconds": clock.seconds}
-                )
             write_report(trainer.run.folder)
 
     def _samples(self, trainer: Trainer) -> list[dict[str, Any]]:

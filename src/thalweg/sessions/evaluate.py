@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from thalweg.data import TokenSplit, prepare
+from thalweg.data import TokenSplit, part_of, prepare
 from thalweg.errors import ModelError, RunError
 from thalweg.models.evaluate import Evaluation, evaluate
 from thalweg.models.folder import load
@@ -78,7 +78,7 @@ def evaluate_folder(folder: str | Path, corpus: str | None = None, field: str = 
         )
     else:
         recipe, plan = Run.open(path).recipe, Run.open(path).plan
-        split = _own_store(recipe, plan).held_out
+        split = part_of(_own_store(recipe, plan).held_out, recipe.data.evaluate_on)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     context = min(getattr(model.config, "max_position_embeddings", None) or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     model.to(device)  # type: ignore[arg-type]

@@ -11,12 +11,14 @@ from typing import Any
 
 from thalweg.data import TokenStore, prepare
 from thalweg.errors import RunError, TrainingError
+from thalweg.planner.measure import Measure, speed
 from thalweg.planner.plan import Planner
 from thalweg.planner.profile import profile
 from thalweg.recipe import Recipe
 from thalweg.reports import write_report
 from thalweg.runs import Run
 from thalweg.sessions.assemble import assemble
+from thalweg.sessions.closing import Closing
 from thalweg.sessions.environment import describe
 from thalweg.training import process
 from thalweg.training.checkpoints import CheckpointFolder
@@ -85,8 +87,9 @@ def make_plan(
     memory: float | None = None,
     parallel: Parallel | None = None,
     quiet: bool = False,
+    measure: Measure = speed,
 ) -> tuple[dict[str, Any], TokenStore]:
-    """Plan a recipe: (plan as plain data, token store)."""
+    """Plan a recipe: (plan as plain data, token store). `measure` times a size, see `Planner`."""
     began = time.monotonic() if started is None else started
     parallel = parallel or Parallel(recipe.training.device)
     process.keep_freed_memory()
@@ -102,6 +105,7 @@ def make_plan(
         world_size=parallel.world_size,
         seconds=seconds,
         memory=memory,
+        measure=measure,
     )
     return parallel.share(planner.plan() if parallel.main else None), store
 
@@ -114,6 +118,8 @@ def train(
     quiet: bool = False,
     memory: float | None = None,
     announce: Callable[[dict[str, Any], Path], None] | None = None,
+    plan: dict[str, Any] | None = None,
+    show: bool = True,
 ) -> Result:
     """Train a recipe in a new run folder.
 
@@ -124,6 +130,8 @@ def train(
         quiet: no progress on standard error.
         memory: bytes that training may use.
         announce: called on rank 0 with the plan and the folder before training begins.
+        plan: what `make_plan` gave for this recipe, where that was done before.
+        show: write samples, report and TensorBoard's files.
 
     Raises:
         UserError: for whatever is wrong with the recipe, the corpus, the budget or the folder.
@@ -131,7 +139,11 @@ def train(
     started = time.monotonic() if started is None else started
     parallel = Parallel(recipe.training.device, recipe.training.shard)
     try:
-        plan, store = make_plan(recipe, started=started, memory=memory, parallel=parallel, quiet=quiet)
+        if plan is None:
+            plan, store = make_plan(recipe, started=started, memory=memory, parallel=parallel, quiet=quiet)
+        else:
+            process.keep_freed_memory()
+            store = open_store(recipe, parallel, progress=not quiet)
         run = Run.create(out) if parallel.main else None
         run = run or Run(Path())
         run.folder = Path(parallel.share(str(run.folder)))
@@ -144,7 +156,7 @@ def train(
                 run.write_recipe(recipe)
                 if announce:
                     announce(plan, run.folder)
-            trainer = assemble(recipe, plan, store, run, parallel, started=started, quiet=quiet)
+            trainer = assemble(recipe, plan, store, run, parallel, started=started, quiet=quiet, show=show)
             return _train(trainer)
         finally:
             run.close()
@@ -157,6 +169,7 @@ def resume(
     *,
     quiet: bool = False,
     announce: Callable[[dict[str, Any], Path], None] | None = None,
+    show: bool = True,
 ) -> Result:
     """Continue an interrupted run from its newest sound checkpoint, bit for bit on a CPU.
 
@@ -188,7 +201,7 @@ def resume(
         step, complaints = parallel.share(checkpoints.newest() if parallel.main else None)
         for complaint in complaints:
             warnings.warn(complaint, stacklevel=2)
-        trainer = assemble(recipe, plan, store, run, parallel, started=time.monotonic(), quiet=quiet)
+        trainer = assemble(recipe, plan, store, run, parallel, started=time.monotonic(), quiet=quiet, show=show)
         state = load_checkpoint(trainer, checkpoints.path(step))
         if parallel.main:
             run.rewind_metrics(state["metrics_bytes"])
@@ -208,7 +221,8 @@ def _train(trainer: Trainer) -> Result:
     except TrainingError as error:
         if trainer.parallel.main:
             trainer.run.append({"event": "stopped", "step": trainer.clock.step, "reason": error.what})
-            write_report(trainer.run.folder)
+            if any(isinstance(part, Closing) for part in trainer.callbacks):
+                write_report(trainer.run.folder)
         raise
     finally:
         for part in trainer.callbacks:

@@ -58,6 +58,11 @@ class Clock:
         return statistics.median(self._durations) if self._durations else self._guess
 
     @property
+    def last_duration(self) -> float | None:
+        """Seconds of the last step, without what callbacks did after it; None before the first."""
+        return self._durations[-1] if self._durations else None
+
+    @property
     def room(self) -> float:
         """What the steps may spend: the budget less, in seconds, the reserve for what follows them."""
         if self.budget.unit != "seconds":

@@ -58,6 +58,7 @@ class MetricsLog:
         line |= {
             "param_norm": _norm(trainer.parameters),
             "tokens_per_second": round(tokens_per_second, 2),
+            "step_seconds": clock.last_duration,
             "mfu": round(flops_per_second / (self.peak_flops * trainer.world_size), 4),
             "peak_memory": process.peak_memory(trainer.parallel.device),
         }

@@ -1,0 +1,181 @@
+"""A workload: one model on one corpus under one budget, on which all arms run; and the units that come of it.
+
+What the arms share is decided once, by planning the baseline: size, window, batch, micro-batch, precision, what is
+evaluated and when. What belongs to an arm, the peak rate and the weight decay of its optimizer, comes from its own
+plan. Then everything is written into the recipe, so that nothing is left to chance or to a later planner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from thalweg.arena.unit import Unit
+from thalweg.budget import Budget
+from thalweg.errors import ArenaError
+from thalweg.planner.measure import Speed, speed
+from thalweg.planner.rules import warmup
+from thalweg.recipe import Recipe, parse_arm, put
+
+# Held-out evaluations a run, for the curve, and the share of the training's cost that they take together (a forward
+# pass is a third of a training pass).
+EVALUATIONS = 10
+EVALUATION_SHARE = 0.04
+LEAST_EVALUATION_TOKENS = 8192
+TUNING_SEED = 1_000_000  # tuning seeds count from here; nobody reports on a million seeds
+
+Values = dict[str, Any]  # "peak_lr", "weight_decay" and "method:option" to a value
+
+
+@dataclass
+class Workload:
+    """Where the arms meet.
+
+    Attributes:
+        model, corpus, budget: as a recipe spells them.
+        settings: dotted recipe keys for all arms.
+        root: folder for the runs.
+    """
+
+    model: str
+    corpus: str
+    budget: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    root: Path = Path("runs/compared")
+    _shared: dict[str, Any] = field(default_factory=dict, init=False)
+    _plans: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
+    _evaluated: dict[str, Any] = field(default_factory=dict, init=False)
+    _timing: Speed | None = field(default=None, init=False)
+    setting: dict[str, Any] = field(default_factory=dict, init=False)
+
+    @property
+    def name(self) -> str:
+        return f"model={self.model},corpus={self.corpus}"
+
+    @classmethod
+    def parse(cls, text: str, default: Workload) -> Workload:
+        """ "model=4M,corpus=b,budget=300 steps"; what is not said is as in `default`."""
+        said = {}
+        for pair in text.split(","):
+            key, equals, value = pair.partition("=")
+            if not equals or not value.strip() or key.strip() in said:
+                raise ArenaError(
+                    f"cannot read {pair.strip()!r}", where=f"--workload {text!r}", fix="Write model=4M,corpus=b."
+                )
+            said[key.strip()] = value.strip()
+        known = {name: said.pop(name, getattr(default, name)) for name in ("model", "corpus", "budget")}
+        if said:
+            raise ArenaError(
+                f"a workload has no {next(iter(said))!r}",
+                where=f"--workload {text!r}",
+                fix="It has model, corpus and budget; --set is for all workloads.",
+            )
+        return cls(**known, settings=default.settings, root=default.root)
+
+    def recipe(self, arm: str, extra: dict[str, Any] | None = None) -> Recipe:
+        """The recipe of an arm with what the workload says, and dotted `extra` keys on top."""
+        fields: dict[str, Any] = {"budget": self.budget, "model": self.model, "data": {"corpus": self.corpus}}
+        for key, value in {**self.settings, **(extra or {})}.items():
+            put(fields, key, value)
+        return Recipe.validated({**fields, **parse_arm(arm)}, where=f"arm {arm}")
+
+    def prepare(self, baseline: str) -> None:
+        """Plan the baseline; what is decided there holds for every arm."""
+        plan = self._planned(self.recipe(baseline))
+        chosen = plan["chosen"]
+        self.setting = {
+            name: chosen[name]
+            for name in ("parameters", "context", "batch_size", "precision", "steps", "tokens", "vocab_size")
+        }
+        self._shared = {
+            "model": chosen.get("model_folder") or chosen["model"],
+            "data.context": chosen["context"],
+            "training.batch_size": chosen["batch_size"],
+            "training.micro_batch": chosen["micro_batch"],
+            "training.precision": chosen["precision"],
+            "training.compile": "off",
+            "training.keep": 1,
+        }
+        if self.timed:
+            tokens = chosen["evaluation_tokens"]
+        else:
+            share = EVALUATION_SHARE * 3 * chosen["tokens"] / EVALUATIONS
+            tokens = int(min(max(share, LEAST_EVALUATION_TOKENS), plan["data"]["held_out_tokens"] // 2))
+        self._evaluated = {
+            "evaluations": EVALUATIONS,
+            "evaluation_tokens": tokens,
+            "evaluation_seconds": tokens / (3 * chosen["tokens_per_second"]),
+        }
+
+    @property
+    def timed(self) -> bool:
+        """Whether the budget is in seconds."""
+        return Budget.parse(self.budget).unit == "seconds"
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """The machine's profile, from the baseline's plan."""
+        return next(iter(self._plans.values()))["machine"]
+
+    def defaults(self, arm: str) -> Values:
+        """Peak rate and weight decay of an arm that nobody has tuned."""
+        chosen = self._planned(self.recipe(arm, self._shared))["chosen"]
+        return {"peak_lr": chosen["peak_lr"], "weight_decay": chosen["weight_decay"]}
+
+    def unit(self, arm: str, seed: int, values: Values | None = None, *, tuning: bool = False) -> Unit:
+        """One run of an arm.
+
+        Args:
+            values: tuned values; the defaults where None.
+            tuning: evaluate on the half of the held-out documents that is never reported on.
+        """
+        values = {**self.defaults(arm), **(values or {})}
+        spelled = with_options(arm, {key: value for key, value in values.items() if ":" in key})
+        pinned = {
+            **self._shared,
+            "seed": seed,
+            "data.evaluate_on": "tuning" if tuning else "reporting",
+            "training.peak_lr": values["peak_lr"],
+            "training.weight_decay": values["weight_decay"],
+        }
+        recipe = self.recipe(spelled, pinned)
+        plan = self._planned(self.recipe(arm, self._shared))
+        chosen = {
+            **plan["chosen"],
+            **self._evaluated,
+            "peak_lr": values["peak_lr"],
+            "weight_decay": values["weight_decay"],
+            "optimizer": str(recipe.optimizer),
+            "schedule": str(recipe.schedule),
+            "warmup": warmup(recipe.schedule).value,
+        }
+        return Unit(recipe, {**plan, "chosen": chosen}, self.root)
+
+    def _planned(self, recipe: Recipe) -> dict[str, Any]:
+        """The plan of a recipe; each is made once, and each size is timed once for all arms."""
+        from thalweg.sessions.train import make_plan
+
+        key = recipe.toml()
+        if key not in self._plans:
+            self._plans[key] = make_plan(recipe, measure=self._measure)[0]
+        return self._plans[key]
+
+    def _measure(self, size: Any, recipe: Recipe, **shape: Any) -> Speed:
+        """`planner.measure.speed`, remembered: what a plan takes from it here is the same for all arms."""
+        # Before anything is pinned the planner compares sizes; afterwards there is one, and it has been timed.
+        if not self._shared or self._timing is None:
+            self._timing = speed(size, recipe, **shape)
+        return self._timing
+
+
+def with_options(arm: str, options: Values) -> str:
+    """An arm with "method:option" values written into it."""
+    slots = parse_arm(arm)
+    choices = [choice for value in slots.values() for choice in (value if isinstance(value, list) else [value])]
+    spelled = []
+    for choice in choices:
+        own = {key.split(":")[1]: value for key, value in options.items() if key.split(":")[0] == choice.name}
+        merged = {**choice.options, **own}
+        spelled.append(type(choice)(name=choice.name, options=merged))
+    return "+".join(str(choice) for choice in spelled)
