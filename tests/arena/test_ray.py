@@ -60,6 +60,17 @@ def test_units_and_a_worker_that_dies(cluster, workload):
     assert lines.count('"event": "finish"') == 1
 
 
+def test_closing_leaves_nobody_waiting(cluster, workload):
+    longer = Workload(workload.model, workload.corpus, "100000 steps", workload.settings, workload.root)
+    longer.prepare("adamw+linear")
+    unit = longer.unit("adamw+linear", 0).on(1, "")
+    cluster.prepare([unit])
+    answer = cluster.submit(unit)
+    cluster.close()
+    assert answer.result(5) == {"status": "interrupted"}
+    assert unit.state() == "new"
+
+
 def test_no_cluster():
     from thalweg.arena.ray import OnRay
 

@@ -100,6 +100,11 @@ def test_parsing_workloads():
             Workload.parse(text, base)
 
 
+def test_what_a_comparison_decides_is_not_set():
+    with pytest.raises(ArenaError, match="--budget"):
+        Workload("1M", "stdlib", "600 steps", {"budget": "5 steps"})
+
+
 def test_mistakes_in_settings(workload):
     with pytest.raises(RecipeError, match="no key"):
         Workload("1M", "stdlib", "600 steps", {"training.clipp": 0.5}).recipe("adamw")

@@ -10,6 +10,7 @@ was.
 from __future__ import annotations
 
 import datetime
+import platform
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -195,7 +196,8 @@ class Meeting:
         """A function that runs a unit, or finds it finished, and tells the board."""
 
         def submit(unit: Unit, label: str) -> Future[Outcome]:
-            unit = unit.on(self.execution.threads, self.execution.reason)
+            slots, threads = self.execution.slots, self.execution.threads
+            unit = unit.on(threads, f"{slots} x {threads} on {platform.node()}, {self.execution.name}")
             outcome: Future[Outcome] = Future()
             state = unit.state()
             if state in ("finished", "stopped"):

@@ -140,12 +140,13 @@ def _plain(value: Any) -> Any:
 
 def hashes(card: Card) -> dict[str, str]:
     """SHA-256 of what a claim's outcome depends on: of the cards, of the code, and of "both"."""
-    from thalweg.arena.sources import hash_of, method_files
+    from thalweg.arena.sources import hash_of, loop_files, method_files
 
     names = methods_of(card)
     paths = {path for name in names for path in method_files(name)}
     if "function" in card.claim:
-        paths.add(file_of(card.claim["function"]))
+        # A function may test anything that a run goes through.
+        paths |= {file_of(card.claim["function"]), *loop_files()}
     # The whole table of this card, and of the others what decides how they train.
     tables = {name: _trains(_table(name)) for name in names} | {card.name: _table(card.name)}
     cards = hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()

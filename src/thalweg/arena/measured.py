@@ -48,16 +48,23 @@ def run_of(outcome: Outcome) -> dict[str, Any]:
         entry["error"] = stopped[-1]["reason"] if stopped else "training could not go on"
     if entry["status"] == "failed":
         entry["error"] = entry["error"] or f"the run was {answer['status']}"
-        return {**entry, "bits_per_byte": None}
-    return {**entry, **_numbers(Run.open(unit.folder))}
+        # As far as it came: a report shows where an arm left the road.
+        return {**entry, "bits_per_byte": None, "curve": _curve(unit)}
+    return {**entry, **_numbers(Run.open(unit.folder)), "curve": _curve(unit)}
+
+
+def _curve(unit: Unit) -> dict[str, list[float]]:
+    """The held-out evaluations of a run."""
+    lines = list(Run(unit.folder).metrics("evaluation"))
+    keys = {"steps": "step", "tokens": "tokens", "seconds": "seconds", "bits_per_byte": "held_out_bits_per_byte"}
+    return {name: [line[key] for line in lines] for name, key in keys.items()}
 
 
 def _numbers(run: Run) -> dict[str, Any]:
-    evaluations = list(run.metrics("evaluation"))
+    last = list(run.metrics("evaluation"))[-1]
     steps = list(run.metrics("step"))
     finish = next(run.metrics("finish"))
     durations = [line["step_seconds"] for line in steps]
-    last = evaluations[-1]
     return {
         "bits_per_byte": last["held_out_bits_per_byte"],
         "loss": last["held_out_loss"],
@@ -69,12 +76,6 @@ def _numbers(run: Run) -> dict[str, Any]:
         "step_seconds": statistics.median(durations[int(WARMING_SHARE * len(steps)) :]),
         "peak_memory": max(line["peak_memory"] for line in steps),
         "skipped": sum(1 for _ in run.metrics("skip")),
-        "curve": {
-            "steps": [line["step"] for line in evaluations],
-            "tokens": [line["tokens"] for line in evaluations],
-            "seconds": [line["seconds"] for line in evaluations],
-            "bits_per_byte": [line["held_out_bits_per_byte"] for line in evaluations],
-        },
         "metrics": _added(steps),
     }
 

@@ -49,6 +49,7 @@ class OnRay:
                 ) from None
         self.slots, self.threads, self.reason = 1, 1, ""
         self._task: Any = None
+        self._waiting: set[Future[dict[str, Any]]] = set()
 
     def prepare(self, units: list[Unit]) -> None:
         """One run for each GPU; without GPUs one for each CPU, or as many as `jobs` says."""
@@ -67,7 +68,12 @@ class OnRay:
         """Send a unit; the answer has `status` and perhaps `error`, and the files are in the unit's folder by then."""
         answer: Future[dict[str, Any]] = Future()
 
+        self._waiting.add(answer)
+
         def arrived(sent: Future[Any]) -> None:
+            if answer not in self._waiting:
+                return  # closed meanwhile
+            self._waiting.discard(answer)
             try:
                 found = sent.result()
             except Exception as error:  # whatever Ray says of a task that could not be done
@@ -83,9 +89,12 @@ class OnRay:
         return answer
 
     def close(self) -> None:
-        """Leave the cluster; tasks of this driver end with it."""
+        """Leave the cluster; tasks of this driver end with it, and who waits for one is told so."""
         import ray
 
+        waiting, self._waiting = self._waiting, set()
+        for answer in waiting:
+            answer.set_result({"status": "interrupted"})
         ray.shutdown()
 
 

@@ -15,7 +15,7 @@ from thalweg import catalog
 
 PACKAGE = Path(catalog.__file__).parent
 # Rooms whose code decides what a step computes.
-LOOP = ("training", "models", "data", "numerics")
+LOOP = ("sessions", "training", "models", "data", "numerics")
 
 
 def hash_of(paths: Iterable[Path]) -> str:
@@ -27,10 +27,15 @@ def hash_of(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def loop_files() -> list[Path]:
+    """The files of the rooms that every run goes through."""
+    return [path for room in LOOP for path in (PACKAGE / room).rglob("*.py")]
+
+
 @cache
 def loop_hash() -> str:
     """Of the rooms that every run goes through."""
-    return hash_of(path for room in LOOP for path in (PACKAGE / room).rglob("*.py"))
+    return hash_of(loop_files())
 
 
 def method_hash(names: Iterable[str]) -> str:

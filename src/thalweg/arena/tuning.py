@@ -2,8 +2,8 @@
 
 The space of an arm is the peak rate and the weight decay of its optimizer, and every option of its methods whose card
 says where to search, except those that the arm itself fixes. The first trial of every arm is its defaults; the others
-are drawn by Optuna, quasi-randomly (scrambled Sobol points) or by its TPE sampler. Trials run on tuning seeds and are
-judged on the half of the held-out documents that is never reported on.
+are drawn by Optuna, quasi-randomly (scrambled Sobol points) or by its TPE sampler. Trials run on a seed of their own
+and are judged on the half of the held-out documents that is never reported on.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Unit:
         recipe: pinned: nothing in it is left to a planner.
         plan: the plan that goes with it.
         root: the folder in which the folders of runs lie.
-        place: what the time depends on besides (runs side by side, machine); part of the hash under a time budget.
+        place: what the time depends on besides (runs side by side, machine); in the hash under a time budget.
     """
 
     recipe: Recipe

@@ -23,7 +23,14 @@ from thalweg.recipe import Recipe, parse_arm, put
 EVALUATIONS = 10
 EVALUATION_SHARE = 0.04
 LEAST_EVALUATION_TOKENS = 8192
-TUNING_SEED = 1_000_000  # tuning seeds count from here; nobody reports on a million seeds
+TUNING_SEED = 1_000_000  # nobody reports on a million seeds
+
+# Recipe keys that a comparison itself decides.
+DECIDED = {
+    **{"budget": "--budget", "model": "--model", "data.corpus": "--corpus", "seed": "--seeds"},
+    **{"data.evaluate_on": "nothing: one half to tune, one to report", "training.compile": "nothing: it stays off"},
+    "training.keep": "nothing: finished runs keep no checkpoints",
+}
 
 Values = dict[str, Any]  # "peak_lr", "weight_decay" and "method:option" to a value
 
@@ -48,6 +55,11 @@ class Workload:
     _evaluated: dict[str, Any] = field(default_factory=dict, init=False)
     _timing: Speed | None = field(default=None, init=False)
     setting: dict[str, Any] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        for key in self.settings:
+            if key in DECIDED:
+                raise ArenaError(f"{key} is not for --set here", where="--set", fix=f"Use {DECIDED[key]}.")
 
     @property
     def name(self) -> str:
