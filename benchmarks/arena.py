@@ -49,7 +49,7 @@ def training_seconds(results: dict[str, Any]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="0.35M", help="(0.35M)")
-    parser.add_argument("--budget", default="150 steps", help="(150 steps)")
+    parser.add_argument("--budget", default="300 steps", help="(300 steps)")
     parser.add_argument("--seeds", type=int, default=3, help="(3)")
     parser.add_argument("--json", type=Path, help="write the numbers here, too")
     options = parser.parse_args()

@@ -18,9 +18,9 @@ from thalweg.planner.measure import Speed, speed
 from thalweg.planner.rules import warmup
 from thalweg.recipe import Recipe, parse_arm, put
 
-# Held-out evaluations a run, for the curve, and the share of the training's cost that they take together (a forward
-# pass is a third of a training pass).
-EVALUATIONS = 10
+# Held-out evaluations a run, for the curve: as many as take this share of the training's cost together (a forward pass
+# is a third of a training pass), within bounds.
+LEAST_EVALUATIONS, EVALUATIONS = 3, 10
 EVALUATION_SHARE = 0.04
 LEAST_EVALUATION_TOKENS = 8192
 TUNING_SEED = 1_000_000  # nobody reports on a million seeds
@@ -109,13 +109,13 @@ class Workload:
             "training.compile": "off",
             "training.keep": 1,
         }
-        if self.timed:
-            tokens = chosen["evaluation_tokens"]
-        else:
-            share = EVALUATION_SHARE * 3 * chosen["tokens"] / EVALUATIONS
-            tokens = int(min(max(share, LEAST_EVALUATION_TOKENS), plan["data"]["held_out_tokens"] // 2))
+        room = EVALUATION_SHARE * 3 * chosen["tokens"]
+        times = int(min(max(room / LEAST_EVALUATION_TOKENS, LEAST_EVALUATIONS), EVALUATIONS))
+        # A time budget's tokens are a guess, and what is evaluated must not hang on one.
+        tokens = LEAST_EVALUATION_TOKENS if self.timed else max(room / times, LEAST_EVALUATION_TOKENS)
+        tokens = int(min(tokens, plan["data"]["held_out_tokens"] // 2))
         self._evaluated = {
-            "evaluations": EVALUATIONS,
+            "evaluations": EVALUATIONS if self.timed else times,
             "evaluation_tokens": tokens,
             "evaluation_seconds": tokens / (3 * chosen["tokens_per_second"]),
         }
