@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "thalweg"
 ROWS = (
     ("errors", "cache"),
     ("budget", "catalog"),
+    ("arms",),
     ("recipe",),
     ("runs",),
     ("laws", "data", "models", "methods", "numerics"),

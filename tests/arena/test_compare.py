@@ -139,7 +139,10 @@ def test_ctrl_c_loses_nothing(corpus, tmp_path):
     said += [word for setting in settings for word in ("--set", setting)]
     command = [sys.executable, "-m", "thalweg", "compare", "adamw+linear", "muon+linear", *said, "--out", "result"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # A shell that runs the tests in the background has SIGINT ignored, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     stopped = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     runs = tmp_path / "runs" / "compared"
     end = time.monotonic() + 90
     while sum('"finish"' in path.read_text() for path in runs.glob("*/metrics.jsonl")) < 1:

@@ -92,6 +92,7 @@ class ToyTrainer:
                 losses = losses * self.reweighting.weights(losses.detach())
             loss = self.call("loss", losses.mean())
             loss.backward()
+            self.call("raw_gradients", batch)
             self.call("gradients")
             self.optimizer.step()
             self.optimizer.zero_grad()

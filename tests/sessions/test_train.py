@@ -114,7 +114,9 @@ def test_the_checkpoint_is_a_hugging_face_folder(finished):
 
 def test_old_checkpoints_go(finished):
     names = sorted(path.name for path in (finished.folder / "checkpoints").iterdir())
-    assert names == ["latest", "step-00000008", "step-00000012"]
+    # Two are kept; the schedule's trunk ends with step 8, and that checkpoint is kept in any case.
+    assert names == ["latest", "stable", "step-00000008", "step-00000012"]
+    assert (finished.folder / "checkpoints" / "stable").resolve().name == "step-00000008"
 
 
 def test_the_same_recipe_gives_the_same_run(finished, tmp_path):

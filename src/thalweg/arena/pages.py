@@ -78,7 +78,12 @@ def _in_our_trainer(members: list[Card]) -> str:
 
 def _spelled(card: Card) -> str:
     """The method with one option, so that one sees how an option is written."""
-    options = [(key, option.default) for key, option in card.options.items() if not isinstance(option.default, bool)]
+    # A switch says little, and an empty text cannot be written in an arm.
+    options = [
+        (key, option.default)
+        for key, option in card.options.items()
+        if not isinstance(option.default, bool) and option.default != ""
+    ]
     searched = [(key, value) for key, value in options if card.options[key].search]
     if not options:
         return card.name

@@ -6,7 +6,22 @@ from typing import Annotated
 
 import typer
 
-from thalweg.cli import claim, claims, compare, evaluate, generate, methods, plan, report, train
+from thalweg.cli import (
+    anneal,
+    claim,
+    claims,
+    compare,
+    evaluate,
+    extend,
+    generate,
+    methods,
+    plan,
+    predict,
+    report,
+    schedule,
+    sensitivity,
+    train,
+)
 
 app = typer.Typer(
     name="thalweg",
@@ -37,5 +52,10 @@ def _options(
     pass
 
 
-for module in (train, plan, compare, claim, claims, evaluate, generate, report, methods):
+for module in (
+    *(train, plan, extend, anneal, predict, compare, sensitivity, claim, claims),
+    *(evaluate, generate, report, methods),
+):
     app.command(module.NAME, epilog=module.EXAMPLES)(module.run)
+
+app.add_typer(schedule.app, name=schedule.NAME, epilog=schedule.EXAMPLES)

@@ -100,7 +100,11 @@ class WindowSampler:
 
     def window_indices(self, step: int) -> np.ndarray:
         """The windows of this rank's rows at `step`: int64 [batch_size / world_size]."""
-        epoch, index = np.divmod(step * self.batch_size + self._rows, self.windows)
+        return self.windows_at(step * self.batch_size + self._rows)
+
+    def windows_at(self, numbers: np.ndarray) -> np.ndarray:
+        """The windows at consecutive places in the sequence of epochs, at most a batch: int64 [n] -> int64 [n]."""
+        epoch, index = np.divmod(numbers, self.windows)
         first, last = int(epoch[0]), int(epoch[-1])
         keys = epoch_keys(self.seed, first)[:, None]
         if last != first:
@@ -110,10 +114,15 @@ class WindowSampler:
 
     def batch(self, step: int) -> dict[str, torch.Tensor]:
         """The batch of `step`: "input_ids" and "targets", LongTensor [batch_size / world_size, context]."""
-        rows = np.empty((len(self._rows), self.context + 1), np.int64)
-        for row, window in zip(rows, self.window_indices(step).tolist(), strict=True):
-            self._split.read_into(window * self.context, row)
+        rows = self.read(self.window_indices(step))
         return {
             "input_ids": torch.from_numpy(rows[:, :-1].copy()),
             "targets": torch.from_numpy(rows[:, 1:].copy()),
         }
+
+    def read(self, windows: np.ndarray) -> np.ndarray:
+        """The tokens of windows, with the one after: int64 [n, context + 1]."""
+        rows = np.empty((len(windows), self.context + 1), np.int64)
+        for row, window in zip(rows, windows.tolist(), strict=True):
+            self._split.read_into(window * self.context, row)
+        return rows

@@ -144,7 +144,10 @@ class Planner:
         tokens, unique = steps * chosen.layout.tokens, self.here.store.train.token_count
         forecast = chosen.forecast
         if not chosen.size.own:
-            forecast = rules.predicted_bits_per_byte(chosen.size.law_parameters, tokens, unique)
+            # What the runs before this one have read counts, too.
+            start = self.here.recipe.start
+            known = tokens + (start.tokens if start is not None else 0)
+            forecast = rules.predicted_bits_per_byte(chosen.size.law_parameters, known, unique)
         seconds = tokens / chosen.rate
         saving = assumptions.CHECKPOINT_BYTES * chosen.size.stored / assumptions.CHECKPOINT_RATE
         return {

@@ -41,6 +41,11 @@ class Record:
         return tables(self.plan.get("candidates"))
 
     @property
+    def lineage(self) -> list[dict[str, Any]]:
+        """The runs that this one goes on from, oldest first."""
+        return tables(_json(self, "lineage.json", list)) if (self.folder / "lineage.json").is_file() else []
+
+    @property
     def budget(self) -> str:
         """The budget as the plan or the recipe spells it; "" if neither does."""
         spelling = self.plan.get("budget") or self.recipe.get("budget")

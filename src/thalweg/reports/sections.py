@@ -219,6 +219,9 @@ def samples(record: Record) -> list[Row]:
 def notes(record: Record) -> list[str]:
     """What a careful reader should know about the record itself."""
     history, found = record.history, []
+    for entry in record.lineage:
+        before = f"{entry.get('schedule')}, {entry.get('budget')}"
+        found.append(clean(f"Goes on from {entry.get('run')}, step {entry.get('step')} ({before})."))
     if history.torn:
         found.append("The last line of metrics.jsonl is torn and was left out: the run was stopped while writing it.")
     if history.unreadable_lines:

@@ -19,6 +19,7 @@ from thalweg.planner.rules import largest_divisor
 from thalweg.recipe import Choice, Recipe
 from thalweg.runs import Run
 from thalweg.sessions.closing import Closing, Ending
+from thalweg.sessions.training_data import sampler_of
 from thalweg.training import process
 from thalweg.training.callbacks.checkpointing import Checkpointing, Interruption
 from thalweg.training.callbacks.evaluation import HeldOut
@@ -89,9 +90,7 @@ def assemble(
     token_losses = TokenLosses(model, recipe.objective.build())
     module = parallel.wrap(token_losses, decoder_blocks(model))
     groups = parameter_groups(model, chosen["weight_decay"], chosen["lr_scale"])
-    sampler = WindowSampler(
-        store.train, chosen["context"], chosen["batch_size"], recipe.seed, parallel.rank, parallel.world_size
-    )
+    sampler = sampler_of(recipe, chosen, store, parallel)
     held_out = part_of(store.held_out, recipe.data.evaluate_on)
     clock = Clock(
         recipe.budget,
@@ -126,7 +125,7 @@ def held_out_rows(held_out: Any, context: int) -> int:
 class OnDevice:
     """Moves a sampler's batches to the device."""
 
-    def __init__(self, sampler: WindowSampler, device: torch.device) -> None:
+    def __init__(self, sampler: Any, device: torch.device) -> None:
         self.sampler, self.device = sampler, device
 
     def batch(self, step: int) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from thalweg.errors import ModelError, RunError
 from thalweg.models.evaluate import Evaluation, evaluate
 from thalweg.models.folder import load
 from thalweg.runs import Run
+from thalweg.sessions.training_data import tokenizer_of
 from thalweg.training.checkpoints import CheckpointFolder
 
 DEFAULT_CONTEXT = 1024
@@ -86,7 +87,5 @@ def evaluate_folder(folder: str | Path, corpus: str | None = None, field: str = 
 
 
 def _own_store(recipe: Any, plan: dict[str, Any]) -> Any:
-    from thalweg.sessions.train import tokenizer_of
-
     data = recipe.data
     return prepare(data.corpus, tokenizer=tokenizer_of(recipe), field=data.field, held_out=data.held_out)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thalweg.data import TokenStore, prepare
+from thalweg.data import TokenStore
 from thalweg.errors import RunError, TrainingError
 from thalweg.planner.measure import Measure, speed
 from thalweg.planner.plan import Planner
@@ -20,13 +20,13 @@ from thalweg.runs import Run
 from thalweg.sessions.assemble import assemble
 from thalweg.sessions.closing import Closing
 from thalweg.sessions.environment import describe
+from thalweg.sessions.extend import inherit, lineage
+from thalweg.sessions.training_data import open_store
 from thalweg.training import process
 from thalweg.training.checkpoints import CheckpointFolder
 from thalweg.training.parallel import Parallel
 from thalweg.training.storage import load_checkpoint
 from thalweg.training.trainer import Trainer
-
-DEFAULT_TOKENIZER = "bpe:4096"
 
 
 @dataclass(frozen=True)
@@ -56,28 +56,6 @@ class Result:
     @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoints" / "latest"
-
-
-def tokenizer_of(recipe: Recipe) -> str:
-    """The tokenizer that a recipe means: its own, that of its model folder, or the default."""
-    if recipe.data.tokenizer != "auto":
-        return recipe.data.tokenizer
-    folder = Path(recipe.model)
-    return str(folder) if (folder / "tokenizer.json").is_file() else DEFAULT_TOKENIZER
-
-
-def open_store(recipe: Recipe, parallel: Parallel, progress: bool) -> TokenStore:
-    """The token store of a recipe's corpus; rank 0 builds it, the others then open it."""
-
-    def build() -> TokenStore:
-        data = recipe.data
-        return prepare(
-            data.corpus, tokenizer=tokenizer_of(recipe), field=data.field, held_out=data.held_out, progress=progress
-        )
-
-    store = build() if parallel.main else None
-    parallel.barrier()
-    return store or build()
 
 
 def make_plan(
@@ -152,11 +130,15 @@ def train(
                 run.lock()
                 run.write_json("plan.json", plan)
                 run.write_json("environment.json", describe(plan["machine"], parallel.world_size))
+                if recipe.start is not None:
+                    run.write_json("lineage.json", lineage(recipe.start))
                 # Last, since it is what makes the folder a run: one that was killed before this never was one.
                 run.write_recipe(recipe)
                 if announce:
                     announce(plan, run.folder)
             trainer = assemble(recipe, plan, store, run, parallel, started=started, quiet=quiet, show=show)
+            if recipe.start is not None:
+                inherit(trainer, recipe.start)
             return _train(trainer)
         finally:
             run.close()

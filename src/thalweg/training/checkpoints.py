@@ -27,6 +27,7 @@ from torch import Tensor
 
 from thalweg.errors import RunError
 
+LATEST, STABLE = "latest", "stable"  # links to a checkpoint
 _TENSOR, _TUPLE, _INTEGER_KEYS = "$tensor", "$tuple", "$integer_keys"
 
 
@@ -126,15 +127,30 @@ class CheckpointFolder:
             shutil.rmtree(final)
         os.rename(working, final)
         self._point_latest(final)
+        stable = self.stable()
         for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.path(old), ignore_errors=True)
+            if old != stable:
+                shutil.rmtree(self.path(old), ignore_errors=True)
         return final
 
+    def stable(self) -> int | None:
+        """The step of the checkpoint at the end of the trunk, which is never removed; None where there is none."""
+        target = self.folder / STABLE
+        name = os.readlink(target) if target.is_symlink() else ""
+        return int(name.removeprefix("step-")) if target.is_dir() else None
+
+    def mark_stable(self, step: int) -> None:
+        """Keep a published checkpoint for good, as that of the end of the trunk."""
+        self._point(STABLE, self.path(step))
+
     def _point_latest(self, target: Path) -> None:
-        link = self.folder / f".latest.{os.getpid()}"
+        self._point(LATEST, target)
+
+    def _point(self, name: str, target: Path) -> None:
+        link = self.folder / f".{name}.{os.getpid()}"
         link.unlink(missing_ok=True)
         link.symlink_to(target.name)
-        os.replace(link, self.folder / "latest")
+        os.replace(link, self.folder / name)
         _sync(self.folder)
 
     def damage(self, step: int) -> str | None:

@@ -40,9 +40,10 @@ class Parallel:
         if kind == "cuda":
             torch.cuda.set_device(self.device)
         if (launched or shard) and not dist.is_initialized():
-            if not launched:
-                os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
-            dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+            # One rank alone meets nobody: no port, and no word in the environment, which later runs of this process and
+            # its children would take for torchrun's.
+            alone: dict[str, Any] = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+            dist.init_process_group("nccl" if kind == "cuda" else "gloo", **alone)
             self._owns_group = True
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
@@ -121,11 +122,3 @@ class Parallel:
         if self._owns_group and dist.is_initialized():
             dist.destroy_process_group()
             self._owns_group = False
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

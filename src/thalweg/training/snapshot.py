@@ -1,6 +1,6 @@
 """The whole state of training as one nested dict, taken from and given back to a trainer.
 
-Used by checkpoints (through files) and by callbacks that look ahead and go back (`trainer` in memory).
+Used by checkpoints (through files) and, in memory, by parts that try something and go back (`trainer.snapshot`).
 """
 
 from __future__ import annotations
@@ -46,6 +46,56 @@ def restore_training_state(trainer: Trainer, state: dict[str, Any]) -> None:
             raise RunError(f"the checkpoint holds state of {name}, which this run does not have")
         parts[name].load_state_dict(part_state)
     restore_random_state(state["random"], trainer.parallel.device)
+
+
+def take_snapshot(trainer: Trainer) -> dict[str, Any]:
+    """Copies of all that moves when training goes on, to go back to: weights, optimizer, random state, and the state
+    of the recipe's other parts.
+
+    Left out are the clock and what follows it (schedule, evaluation, checkpoints, metrics): going back gives back no
+    budget. Each rank copies what it holds. The copies are tensors and plain data, so they can be kept in checkpoints.
+    """
+    return _copied(
+        {
+            "weights": _weights(trainer),
+            "optimizer": trainer.optimizer.state_dict(),
+            "parts": {name: part.state_dict() for name, part in _moving_parts(trainer).items()},
+            "random": random_state(trainer.parallel.device),
+        }
+    )
+
+
+@torch.no_grad()
+def restore_snapshot(trainer: Trainer, snapshot: dict[str, Any]) -> None:
+    """Go back to a snapshot, as often as one likes: it stays as it is."""
+    for name, tensor in _weights(trainer).items():
+        tensor.copy_(snapshot["weights"][name])
+    # Copied once more, since optimizers and callbacks adopt the tensors that they are given and write into them.
+    trainer.optimizer.load_state_dict(_copied(snapshot["optimizer"]))
+    for name, part in _moving_parts(trainer).items():
+        part.load_state_dict(_copied(snapshot["parts"][name]))
+    restore_random_state(snapshot["random"], trainer.parallel.device)
+
+
+def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {**dict(trainer.model.named_parameters()), **dict(trainer.model.named_buffers())}
+
+
+def _moving_parts(trainer: Trainer) -> dict[str, Any]:
+    """Of the parts with state, those that the recipe chose to shape the trajectory."""
+    chosen = {"objective", "reweighting", *(f"callback/{choice.name}" for choice in trainer.recipe.callbacks)}
+    return {name: part for name, part in part_names(trainer).items() if name in chosen}
+
+
+def _copied(value: Any) -> Any:
+    """Nested plain data with every tensor cloned."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return value
 
 
 def load_weights(model: torch.nn.Module, folder: Path, device: torch.device) -> None:

@@ -62,6 +62,30 @@ def _disk_trouble(trainer: Trainer, folder: CheckpointFolder) -> Iterator[None]:
 def load_checkpoint(trainer: Trainer, folder: Path) -> dict[str, Any]:
     """Load a checkpoint into a trainer that was built from the same recipe and plan; returns its state."""
     state = read_state(folder)
+    _load_learnt(trainer, folder, state)
+    restore_training_state(trainer, state)
+    return state
+
+
+def inherit_checkpoint(trainer: Trainer, folder: Path, *, moments: bool) -> None:
+    """Begin a new run where another one left off: its weights, and the optimizer's memory if `moments`.
+
+    Clock, schedule, callbacks and random state are the new run's own, and so are rate and weight decay.
+    """
+    state = read_state(folder)
+    own = [{key: value for key, value in group.items() if key != "params"} for group in trainer.optimizer.param_groups]
+    if moments:
+        _load_learnt(trainer, folder, state)
+        for group, values in zip(trainer.optimizer.param_groups, own, strict=True):
+            group.update(values)
+    elif trainer.parallel.shard:
+        _load_full_weights(trainer, folder)
+    else:
+        load_weights(trainer.model, folder, trainer.parallel.device)
+
+
+def _load_learnt(trainer: Trainer, folder: Path, state: dict[str, Any]) -> None:
+    """Weights and optimizer."""
     now = {"size": trainer.plan["batch_size"], "context": trainer.plan["context"]}
     if state["batch"] != now:
         raise RunError(
@@ -73,8 +97,6 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> dict[str, Any]:
     else:
         load_weights(trainer.model, folder, trainer.parallel.device)
         trainer.optimizer.load_state_dict(state["optimizer"])
-    restore_training_state(trainer, state)
-    return state
 
 
 # -- FSDP2 ----------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from thalweg.training import process
 from thalweg.training.clock import Clock
 from thalweg.training.parallel import Parallel
+from thalweg.training.snapshot import restore_snapshot, take_snapshot
 from thalweg.training.token_losses import TokenLosses
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 Batch = dict[str, Tensor]
 
 # Hooks in the order in which a run meets them; `batch`, `losses` and `loss` may return a replacement.
-HOOKS = ("setup", "batch", "losses", "loss", "gradients", "step", "skipped", "evaluation", "finish")
+HOOKS = ("setup", "batch", "losses", "loss", "raw_gradients", "gradients", "step", "skipped", "evaluation", "finish")
 
 
 class Trainer:
@@ -101,6 +102,7 @@ class Trainer:
         self.metrics = {}
         batch = self.call("batch", self.data.batch(self.clock.step))
         loss = self.backward(batch)
+        self.call("raw_gradients", batch)
         norm = self.clip()
         lr = self.plan["peak_lr"] * self.lr_scale * self.schedule.factor(self.clock)
         # One transfer tells the host all it needs: a step waits for the device once.
@@ -194,6 +196,14 @@ class Trainer:
     def held_out_batch(self) -> Batch:
         """A fixed small held-out batch on the device, the same at every call."""
         return {key: value.to(self.parallel.device) for key, value in self._held_out.batch(0).items()}
+
+    def snapshot(self) -> dict[str, Any]:
+        """Copies of weights, optimizer, random state and the recipe's parts, to `restore`; not of the clock."""
+        return take_snapshot(self)
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Go back to a snapshot; what was spent since stays spent. Between steps only."""
+        restore_snapshot(self, snapshot)
 
     def parts(self) -> list[Any]:
         """Everything that may have hooks or state, in the order of the calls."""

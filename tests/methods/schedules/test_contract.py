@@ -16,6 +16,9 @@ from thalweg.errors import UserError
 from thalweg.training.clock import Clock
 
 SCHEDULES = [name for name, card in catalog.load().items() if card.slot == "schedule"]
+WITH_WARMUP = [name for name in SCHEDULES if "warmup" in catalog.lookup(name).options]
+# What options of free text may say.
+TEXTS = {"ends": ("1", "0.25/0.5/1", "0.1/0.2/0.3/1"), "source": ("",)}
 UNITS = ["200 steps", "20000 tokens", "2 epochs", "2e6 flops"]
 
 
@@ -34,7 +37,7 @@ def drawn_options(draw, name):
         elif option.type == "bool":
             options[key] = draw(st.booleans())
         else:
-            options[key] = draw(st.sampled_from(option.choices))
+            options[key] = draw(st.sampled_from(option.choices or TEXTS[key]))
     return options
 
 
@@ -54,16 +57,19 @@ def test_finite_and_in_range_for_any_options(name, data):
     assert math.isfinite(schedule.factor(at(1.0)))
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_warmup_is_linear_from_zero_and_the_peak_is_reached(name):
+@pytest.mark.parametrize("name", WITH_WARMUP)
+def test_warmup_is_linear_and_the_peak_is_reached(name):
+    """From 0, or from the `start` of schedules that go on from a run before."""
     schedule = catalog.resolve(name)(warmup=0.25)
+    start = getattr(schedule, "start", 0.0)
     factors = [schedule.factor(at(progress)) for progress in (0.0, 0.0625, 0.125, 0.25)]
-    assert factors == pytest.approx([0.0, 0.25, 0.5, 1.0], abs=1e-12)
+    assert factors == pytest.approx([start + (1.0 - start) * share for share in (0.0, 0.25, 0.5, 1.0)], abs=1e-12)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_without_warmup_the_first_factor_is_the_peak(name):
-    assert catalog.resolve(name)(warmup=0.0).factor(at(0.0)) == pytest.approx(1.0, abs=1e-12)
+    options = {"warmup": 0.0} if name in WITH_WARMUP else {}
+    assert catalog.resolve(name)(**options).factor(at(0.0)) == pytest.approx(1.0, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -134,7 +140,7 @@ def test_state_round_trip_mid_run_is_bit_exact(name):
         assert schedule.factor(at(step / 20)) == other.factor(at(step / 20))
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", WITH_WARMUP)
 def test_bad_warmup_is_a_users_mistake(name):
     for warmup in (-0.1, 1.0, float("nan")):
         with pytest.raises(UserError, match="warmup"):

@@ -50,6 +50,14 @@ class Schedule(ABC):
     def __init__(self, warmup: float = 0.05) -> None:
         self.warmup = self._share("warmup", warmup, high=1.0, high_allowed=False)
 
+    @property
+    def trunk_end(self) -> float | None:
+        """Share of the budget at which a constant trunk ends and a decay begins; None for schedules without a trunk.
+
+        What is trained up to there can be continued under any other budget as if the decay had never been.
+        """
+        return None
+
     @abstractmethod
     def shape(self, progress: float) -> float:
         """The factor after the warm-up, where `progress` in [0, 1] is the share of what follows the warm-up."""

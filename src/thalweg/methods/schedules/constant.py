@@ -12,6 +12,10 @@ from thalweg.methods.schedules.base import Schedule
 class Constant(Schedule):
     """Linear warm-up to the peak, then the peak."""
 
+    @property
+    def trunk_end(self) -> float:
+        return 1.0
+
     def shape(self, progress: float) -> float:
         """Always 1."""
         return 1.0

@@ -77,6 +77,10 @@ class WSD(Schedule):
                 "shape = 'reciprocal' needs a floor above 0", where=where, fix="Set floor, such as floor=0.1."
             )
 
+    @property
+    def trunk_end(self) -> float:
+        return 1.0 - self.decay
+
     def shape(self, progress: float) -> float:
         """1 on the trunk, then the chosen fall."""
         left = (1.0 - progress) * (1.0 - self.warmup)

@@ -15,25 +15,41 @@ if TYPE_CHECKING:
     from thalweg.training.checkpoints import CheckpointFolder
     from thalweg.training.trainer import Trainer
 
+ROUNDING = 1e-9
 DEFAULT_INTERVAL = Budget(60.0, "seconds")
 
 
 class Checkpointing:
-    """Saves every `interval` and at the end; keeps the time of a save in reserve."""
+    """Saves every `interval`, at the end of the schedule's trunk and at the end of the run.
+
+    The one at the end of the trunk is kept for good. The time of a save is kept in reserve.
+    """
 
     def __init__(self, folder: CheckpointFolder, tokenizer: Any, interval: Budget | None, seconds: float) -> None:
         self.folder, self.tokenizer = folder, tokenizer
         self.every = Every(interval or DEFAULT_INTERVAL)
         self.seconds = seconds
         self.saved_at: int | None = None
+        self._progress = 0.0
 
     def setup(self, trainer: Trainer) -> None:
+        self._progress = trainer.clock.progress
         trainer.clock.reserve["checkpoint"] = self.seconds
 
     def step(self, trainer: Trainer) -> None:
+        leaving = self._leaving_trunk(trainer)
         # Seconds differ from rank to rank and saving is a joint work, so rank 0 decides.
-        if trainer.parallel.share(self.every.due(trainer.clock)):
+        if trainer.parallel.share(self.every.due(trainer.clock) or leaving):
             self.save(trainer)
+        if leaving and trainer.parallel.main:
+            self.folder.mark_stable(trainer.clock.step)
+
+    def _leaving_trunk(self, trainer: Trainer) -> bool:
+        """Whether the step just taken was the first to reach the end of a trunk after which something decays."""
+        end, now = getattr(trainer.schedule, "trunk_end", None), trainer.clock.progress
+        before, self._progress = self._progress, now
+        # Progress is rounded: the last step of the trunk may be a hair short of its end.
+        return end is not None and 0.0 < end < 1.0 and before < end - ROUNDING <= now and not trainer.clock.last
 
     def finish(self, trainer: Trainer) -> None:
         if self.saved_at != trainer.clock.step:

@@ -6,16 +6,21 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from thalweg.laws.power_curve import forecast
+from thalweg.laws import annealing_live, power_curve
+from thalweg.training.planned import is_closed_form, planned_factors
 
 if TYPE_CHECKING:
     from thalweg.training.trainer import Trainer
 
 PLAIN_INTERVAL = 15.0  # seconds between lines where there is no terminal to draw on
 FORECAST_INTERVAL = 2.0
+FORECAST_SHARE = 0.005  # of the time, at most: in very long runs a forecast takes longer, and is made less often
+RATE_POINTS = 200  # at which the schedule is asked for its future
+MOST_STEPS = 1_000_000  # beyond, the power curve is all that there is time for
 
 
 class LiveLine:
@@ -27,8 +32,9 @@ class LiveLine:
         self.progress: Progress | None = None
         self._steps: list[int] = []
         self._losses: list[float] = []
+        self._rates: list[float] = []
         self.forecast_text = ""
-        self._forecast_at = self._printed_at = 0.0
+        self._forecast_due = self._printed_at = 0.0
         self._held_out = ""
 
     def setup(self, trainer: Trainer) -> None:
@@ -50,9 +56,12 @@ class LiveLine:
     def _note(self, line: dict[str, Any]) -> None:
         self._steps.append(line["step"])
         self._losses.append(line["loss"])
+        self._rates.append(line["lr"])
 
     def step(self, trainer: Trainer) -> None:
         self._note(trainer.metrics)
+        if "warning" in trainer.metrics:
+            self.console.print(f"step {trainer.clock.step}: {trainer.metrics['warning']}", style="yellow", markup=False)
         now = time.monotonic()
         if self.progress is not None:
             self._forecast(trainer, now)
@@ -63,14 +72,32 @@ class LiveLine:
             print(f"{trainer.clock.progress:4.0%}  {self._text(trainer)}", file=sys.stderr, flush=True)
 
     def _forecast(self, trainer: Trainer, now: float) -> None:
-        if now - self._forecast_at < FORECAST_INTERVAL:
+        if now < self._forecast_due:
             return
-        self._forecast_at = now
-        final = self._steps[-1] / max(trainer.clock.progress, 1e-9)
-        found = forecast(self._steps, self._losses, final_step=max(final, self._steps[-1]))
+        final = max(round(self._steps[-1] / max(trainer.clock.progress, 1e-9)), self._steps[-1])
+        rates = self._planned(trainer, final)
+        found = None if rates is None else annealing_live.forecast(self._steps, self._losses, rates)
+        found = found or power_curve.forecast(self._steps, self._losses, final_step=final)
+        self._forecast_due = now + max(FORECAST_INTERVAL, (time.monotonic() - now) / FORECAST_SHARE)
         if found is not None:
             low, high = found.low * self.bits_per_nat, found.high * self.bits_per_nat
             self.forecast_text = f"  ends near {found.value * self.bits_per_nat:.3f} ({low:.2f} to {high:.2f})"
+
+    def _planned(self, trainer: Trainer, final: int) -> np.ndarray | None:
+        """The rates of all steps of the run, past and to come; None where nobody knows them yet.
+
+        A run that continues another one has walked before, which the annealing law would have to know of.
+        """
+        continues = getattr(trainer.recipe, "start", None) is not None
+        if continues or final > MOST_STEPS or not is_closed_form(trainer.schedule):
+            return None
+        seen, clock = self._steps[-1], trainer.clock
+        past = np.interp(np.arange(1, seen + 1), self._steps, self._rates)
+        if final <= seen:
+            return past
+        costs = (trainer.step_tokens, clock.step_seconds, trainer.step_flops)
+        factors = planned_factors(trainer.schedule, seen, final, costs, RATE_POINTS)
+        return np.concatenate([past, trainer.plan["peak_lr"] * trainer.lr_scale * factors])
 
     def _text(self, trainer: Trainer) -> str:
         line = trainer.metrics

@@ -1,0 +1,139 @@
+"""How sensitive is an arm to its learning rate? The same run at rates over three decades, and one number for it all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thalweg.arena.board import Board
+from thalweg.arena.local import Local
+from thalweg.arena.measured import Outcome, run_of
+from thalweg.arena.unit import Unit
+from thalweg.arena.workload import Workload
+from thalweg.cache import cache_folder
+from thalweg.errors import ArenaError
+from thalweg.laws.sensitivity import RATES, sensitivity
+from thalweg.runs import Run, write_text
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of one arm over a grid of rates.
+
+    Attributes:
+        arm: as the user spelt it. rates: peak rates.
+        losses: held-out, in nats a token, mean over seeds; None where a run diverged.
+        initial: training loss of the first step, before anything was learnt.
+        sensitivity: see laws.sensitivity, in nats.
+    """
+
+    arm: str
+    rates: list[float]
+    losses: list[float | None]
+    initial: float
+    sensitivity: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return dict(vars(self))
+
+
+def sweep(
+    arm: str,
+    *,
+    rates: Sequence[float] = RATES,
+    budget: str = "300 steps",
+    model: str = "0.5M",
+    corpus: str = "stdlib",
+    seeds: int = 1,
+    settings: dict[str, Any] | None = None,
+    jobs: int | None = None,
+    out: str | Path = "sensitivity",
+    runs: str | Path = "runs/compared",
+    quiet: bool = False,
+) -> Sweep:
+    """Train an arm at every rate and write `<out>/sensitivity.json` and `.png`.
+
+    Args:
+        rates: peak learning rates.
+        budget, model, corpus, seeds, settings, jobs, runs, quiet: as for `compare`.
+
+    Raises:
+        UserError: an arm, a corpus or a budget that cannot be used; a first run that never began.
+    """
+    if len(set(rates)) < 2 or min(rates) <= 0 or seeds < 1:
+        raise ArenaError("a sweep needs two different rates above 0 and a seed", where="--rates, --seeds")
+    workload = Workload(model, corpus, budget, settings or {}, Path(runs))
+    workload.prepare(arm)
+    grid = sorted(set(rates))
+    units = {(rate, seed): workload.unit(arm, seed, {"peak_lr": rate}) for rate in grid for seed in range(seeds)}
+    outcomes = _performed(units, workload.name, arm, jobs, quiet)
+    losses: list[float | None] = []
+    for rate in grid:
+        found = [run_of(outcomes[rate, seed]) for seed in range(seeds)]
+        ended = [run["loss"] for run in found if run["status"] == "finished"]
+        losses.append(sum(ended) / len(ended) if len(ended) == seeds else None)
+    initial = _initial(list(outcomes.values()))
+    told = Sweep(arm, grid, losses, initial, sensitivity(losses, initial))
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "sensitivity.json", json.dumps(told.to_dict(), indent=1) + "\n")
+    _draw(told, folder / "sensitivity.png")
+    return told
+
+
+def _performed(
+    units: dict[tuple[float, int], Unit], workload: str, arm: str, jobs: int | None, quiet: bool
+) -> dict[tuple[float, int], Outcome]:
+    """Run every unit, or find it finished."""
+    execution = Local(cache_folder(), jobs)
+    places = {rate: (workload, f"{arm} at {rate:g}") for rate, _ in units}
+    seeds = len(units) // len(places)
+    outcomes: dict[tuple[float, int], Outcome] = {}
+    try:
+        execution.prepare(list(units.values()))
+        with Board(list(places.values()), {"seeds": seeds}, quiet=quiet) as board:
+            work = {}
+            for key, planned in units.items():
+                unit = planned.on(execution.threads, execution.name)
+                state = unit.state()
+                if state in ("finished", "stopped"):
+                    outcomes[key] = Outcome(unit, {"status": state}, reused=True)
+                    board.finished(places[key[0]], "seeds", places[key[0]][1], outcomes[key])
+                    continue
+                board.submitted(places[key[0]], unit)
+                work[key] = (unit, execution.submit(unit))
+            for key, (unit, future) in work.items():
+                outcomes[key] = Outcome(unit, future.result(), reused=False)
+                board.finished(places[key[0]], "seeds", places[key[0]][1], outcomes[key])
+    finally:
+        execution.close()
+    return outcomes
+
+
+def _initial(outcomes: list[Outcome]) -> float:
+    """Loss of the first step: all runs begin with the same weights, so any that began tells."""
+    for outcome in outcomes:
+        first = next(Run(outcome.unit.folder).metrics("step"), None)
+        if first is not None and first["step"] == 1:
+            return float(first["loss"])
+    raise ArenaError("no run took its first step", where=str(outcomes[0].unit.log))
+
+
+def _draw(told: Sweep, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    values = [told.initial if loss is None else min(loss, told.initial) for loss in told.losses]
+    axes.plot(told.rates, values, marker="o")
+    axes.axhline(told.initial, color="0.6", linestyle="--", label="untrained")
+    axes.set_xscale("log")
+    axes.set_xlabel("peak learning rate")
+    axes.set_ylabel("held-out loss, nats a token")
+    axes.set_title(f"{told.arm}: sensitivity {told.sensitivity:.3f}")
+    axes.legend()
+    figure.savefig(path, dpi=150)

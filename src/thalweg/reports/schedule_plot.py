@@ -1,0 +1,170 @@
+"""What schedules look like under a budget: their curves as numbers, as a figure, and on the terminal.
+
+A curve is the factor of the peak rate at the end of each step. Only what a budget itself tells stands on the clock that
+a schedule is asked with: a schedule that looks at what training does, or at tokens under a budget of seconds, cannot be
+drawn and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thalweg.arms import Choice, parse_arm
+from thalweg.budget import Budget
+from thalweg.errors import RecipeError
+from thalweg.reports import terminal_plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_POINTS = 1000
+ENDINGS = (".png", ".svg")
+# A schedule with one of these waits for what training measures. `setup` alone only tells it the plan.
+CLOSED_LOOP = ("observe", "losses", "loss", "gradients", "step", "evaluation")
+Y_LABEL = "learning rate / peak"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A schedule under a budget.
+
+    Args:
+        name: its arm.
+        points: (spent in the budget's unit, factor), from the first step or sample to the budget's end.
+    """
+
+    name: str
+    points: list[tuple[float, float]]
+
+
+class DrawnClock:
+    """A clock that knows what a budget tells of a moment, and refuses to invent the rest.
+
+    Args:
+        budget: what may be spent.
+        progress: the share of it that is spent at the end of the coming step.
+        spent: what is spent when that step begins, in the budget's unit.
+        name: the schedule that asks, for the error.
+    """
+
+    def __init__(self, budget: Budget, progress: float, spent: float, name: str) -> None:
+        self.progress, self._budget, self._name = progress, budget, name
+        if budget.unit == "steps":
+            # Loops that count steps only have such a clock: no tokens, no seconds, no flops.
+            self.step, self.tokens, self.seconds, self.flops = round(spent), 0, 0.0, 0.0
+        elif budget.unit != "epochs":
+            setattr(self, budget.unit, spent)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise RecipeError(
+            f"{self._name} looks at the clock's {name}, which a budget of {self._budget} does not tell",
+            where="schedule plot",
+            fix='Draw it under a budget that tells it, such as --budget "1000 steps" or "50M tokens".',
+        )
+
+
+def curves(arms: Sequence[str], budget: Budget) -> list[Curve]:
+    """The curves of bare schedule arms, such as "uba:phi=5", in their order.
+
+    Raises:
+        RecipeError: an arm that is no single schedule, or a schedule that a budget alone does not determine.
+    """
+    choices = {str(choice): choice for choice in map(_schedule, arms)}
+    return [Curve(name, _points(choice, budget)) for name, choice in choices.items()]
+
+
+def _schedule(arm: str) -> Choice:
+    slots = parse_arm(arm)
+    choice = slots.pop("schedule", None)
+    if choice is None or slots:
+        raise RecipeError(
+            f"{arm!r} is not one schedule",
+            where="schedule plot",
+            fix="Name schedules alone, such as uba:phi=5; `thalweg methods --family schedules` lists them.",
+        )
+    return choice
+
+
+def _points(choice: Choice, budget: Budget) -> list[tuple[float, float]]:
+    schedule = choice.build()
+    waiting = [hook for hook in CLOSED_LOOP if hasattr(schedule, hook)]
+    if waiting or not hasattr(schedule, "factor"):
+        raise RecipeError(
+            f"{choice.name} decides while it trains, so there is nothing to draw before a run",
+            where="schedule plot",
+            fix="Train with it: the report of the run draws the learning rate that it took.",
+        )
+    return [
+        (spent, schedule.factor(DrawnClock(budget, spent / budget.amount, begins, choice.name)))
+        for begins, spent in _moments(budget)
+    ]
+
+
+def _moments(budget: Budget) -> list[tuple[float, float]]:
+    """(spent when a step begins, spent when it ends): whole steps where steps are counted, else of no length."""
+    total = budget.amount
+    count = int(min(total, MOST_POINTS)) if budget.unit == "steps" else MOST_POINTS
+    ends = [total * number / count for number in range(1, count + 1)]
+    if budget.unit == "steps":
+        return [(round(end) - 1.0, float(round(end))) for end in ends]
+    return [(end, end) for end in ends]
+
+
+def terminal(drawn: Sequence[Curve], budget: Budget, width: int) -> str:
+    """The curves in plain characters, `width` columns wide."""
+    named = {curve.name: curve.points for curve in drawn}
+    return terminal_plot.draw(named, width=width, x_label=budget.unit, y_label=Y_LABEL, top=_top(drawn))
+
+
+def figure(drawn: Sequence[Curve], budget: Budget) -> Figure:
+    """The curves as a matplotlib figure."""
+    from matplotlib.figure import Figure
+
+    from thalweg.reports.comparison_figures import DASHES, GRID, MUTED, PALETTE, WIDTH, plain
+
+    made = Figure(figsize=(WIDTH, 4.2), layout="constrained", facecolor="white")
+    axes = made.subplots()
+    for number, curve in enumerate(drawn):
+        x, y = zip(*curve.points, strict=True)
+        dash = DASHES[number // len(PALETTE) % len(DASHES)]
+        axes.plot(x, y, label=plain(curve.name), color=PALETTE[number % len(PALETTE)][0], linestyle=dash)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.tick_params(colors=MUTED, labelsize=8.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlim=(0, budget.amount), ylim=(0, 1.02 * _top(drawn)), xlabel=budget.unit, ylabel=Y_LABEL)
+    made.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8.5)
+    return made
+
+
+def _top(drawn: Sequence[Curve]) -> float:
+    return max(1.0, *(y for curve in drawn for _, y in curve.points))
+
+
+def write(drawn: Sequence[Curve], budget: Budget, path: Path) -> Path:
+    """Write the figure as PNG or SVG, as the path's ending says.
+
+    Raises:
+        RecipeError: another ending, or a place where no file can be written.
+    """
+    from thalweg.reports.comparison_figures import save
+
+    check_path(path)
+    try:
+        return save(figure(drawn, budget), path)
+    except OSError as error:
+        raise RecipeError(f"the picture cannot be written: {error.strerror}", where=str(path)) from None
+
+
+def check_path(path: Path) -> None:
+    """Refuse an ending that is no picture's, before anything is drawn."""
+    if path.suffix.lower() not in ENDINGS:
+        raise RecipeError(
+            f"a picture cannot be written as {path.suffix or 'a file without an ending'}",
+            where=str(path),
+            fix=f"End the name in {' or '.join(ENDINGS)}.",
+        )
