@@ -22,12 +22,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from thalweg.errors import UserError
 from thalweg.laws.fitting import huber
 
 Law = Callable[[np.ndarray], np.ndarray]
 
 _STEP = 1e-6
 _FINALISTS = 12
+# Nothing has gained by this share for so many rounds, over which the damping has grown by ten to that power.
+_SMALLEST_GAIN, _PATIENCE = 1e-9, 8
 _CUT = 3 * 1.4826
 
 
@@ -63,7 +66,9 @@ class RobustFit:
 
 
 def between(values: np.ndarray, level: float) -> tuple[float, float]:
-    """The middle `level` of some values."""
+    """The middle `level` of some values. Raises UserError where there are none: nothing was refitted."""
+    if not np.size(values):
+        raise UserError("This law has no refits, so no interval.", fix="Fit it with refits > 0.")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -142,13 +147,14 @@ def refine(
 
     Args:
         measured: log measurements, [P] for all or [S, P].
-        rounds: steps tried; one that does not improve is undone and damped tenfold.
+        rounds: steps tried at most; one that does not improve is undone and damped tenfold.
     """
     low, high = bounds
     theta = np.clip(theta, low, high)
     damping = np.full(len(theta), 1e-2)
     residuals = measured - law(theta)
     cost = huber(residuals, delta).sum(axis=1)
+    idle = 0
     for _ in range(rounds):
         slopes = _slopes(law, theta)
         weighted = slopes * np.minimum(1.0, delta / np.maximum(np.abs(residuals), 1e-300))[..., None]
@@ -164,9 +170,12 @@ def refine(
         new_residuals = measured - law(trial)
         new_cost = huber(new_residuals, delta).sum(axis=1)
         better = new_cost < cost
+        idle = 0 if (new_cost < cost * (1 - _SMALLEST_GAIN)).any() else idle + 1
         theta = np.where(better[:, None], trial, theta)
         residuals = np.where(better[:, None], new_residuals, residuals)
         cost = np.where(better, new_cost, cost)
+        if idle == _PATIENCE:
+            break
         damping = np.clip(np.where(better, damping / 5, damping * 10), 1e-12, 1e12)
     return theta
 
@@ -176,8 +185,6 @@ def _slopes(law: Law, theta: np.ndarray) -> np.ndarray:
     stacks, constants = theta.shape
     step = _STEP * (1.0 + np.abs(theta))
     moves = step[:, None, :] * np.eye(constants)
-    above, below = (
-        law((theta[:, None, :] + sign * moves).reshape(-1, constants)).reshape(stacks, constants, -1)
-        for sign in (1.0, -1.0)
-    )
-    return np.swapaxes((above - below) / (2 * step[..., None]), 1, 2)
+    above, below = (law((theta[:, None, :] + sign * moves).reshape(-1, constants)) for sign in (1.0, -1.0))
+    slopes = ((above - below) / (2 * step.reshape(-1, 1))).reshape(stacks, constants, above.shape[1])
+    return np.swapaxes(slopes, 1, 2)
