@@ -295,5 +295,5 @@ def test_a_budget_of_tokens_is_the_same_search(small, tmp_path):
 
 
 def test_sharded_weights_are_refused(small, tmp_path):
-    with pytest.raises(RecipeError, match="autolrs keeps a copy"):
+    with pytest.raises(RecipeError, match="autolrs keeps copies"):
         session.train(small(ARM, budget="30 steps", training__shard=True), tmp_path / "run", quiet=True, show=False)

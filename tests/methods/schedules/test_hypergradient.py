@@ -238,5 +238,5 @@ def test_beta_zero_trains_as_constant_does(small, tmp_path):
 
 
 def test_sharded_weights_are_refused(small, tmp_path):
-    with pytest.raises(RecipeError, match="hypergradient keeps a copy"):
+    with pytest.raises(RecipeError, match="hypergradient keeps copies"):
         session.train(small("hypergradient", training__shard=True), tmp_path / "run", quiet=True, show=False)

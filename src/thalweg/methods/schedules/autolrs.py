@@ -224,12 +224,7 @@ class AutoLRS(Schedule):
 
     def setup(self, trainer: Any) -> None:
         """The snapshot goes into checkpoints, and those of sharded runs hold no tensors of schedules."""
-        if trainer.parallel.shard:
-            raise RecipeError(
-                "autolrs keeps a copy of the weights, which no rank has when they are sharded",
-                where="training.shard",
-                fix="Leave out --shard, or choose another schedule.",
-            )
+        self._refuse_shards(trainer)
 
     def step(self, trainer: Any) -> None:
         """After a step: note its loss, and keep or put back weights as the search says."""

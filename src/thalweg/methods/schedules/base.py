@@ -79,7 +79,7 @@ class Schedule(ABC):
         if state:
             raise RecipeError(
                 f"this checkpoint holds schedule state {sorted(state)}, but {self._name} keeps none",
-                where=f"schedule {self._name}",
+                where=self._where,
                 fix="Resume with the schedule that the run was started with.",
             )
 
@@ -89,7 +89,11 @@ class Schedule(ABC):
 
     @property
     def _name(self) -> str:
-        return type(self).__name__.lower()
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def _where(self) -> str:
+        return f"schedule {self._name}"
 
     def _share(self, name: str, value: float, *, high: float = 1.0, high_allowed: bool = True) -> float:
         """`value` as a float in [0, high] or [0, high), else an error that names the option."""
@@ -99,10 +103,39 @@ class Schedule(ABC):
             bracket = "]" if high_allowed else ")"
             raise RecipeError(
                 f"{name} = {value} is not in [0, {high:g}{bracket}",
-                where=f"schedule {self._name}",
+                where=self._where,
                 fix=f"{name} is a share: give a number such as 0.1.",
             )
         return value
+
+    def _known(self, name: str, value: str, choices: tuple[str, ...]) -> str:
+        """`value` when it is one of `choices`, else an error that lists them."""
+        if value not in choices:
+            raise RecipeError(
+                f"{name} = {value!r} is not known", where=self._where, fix=f"Choose from {', '.join(choices)}."
+            )
+        return value
+
+    def _within_budget(self, *names: str) -> None:
+        """Refuse parts (attributes that are shares of the budget) that add up to more than all of it."""
+        shares = [getattr(self, name) for name in names]
+        # A hair of rounding is forgiven, so that warmup=0.7, decay=0.3 is a schedule without a trunk.
+        if sum(shares) > 1.0 + 1e-9:
+            *first, last = [f"{name} = {share:g}" for name, share in zip(names, shares, strict=True)]
+            raise RecipeError(
+                f"{', '.join(first)} and {last} add up to more than the whole budget",
+                where=self._where,
+                fix="They are shares of the budget: make their sum at most 1.",
+            )
+
+    def _refuse_shards(self, trainer: Any) -> None:
+        """For schedules that hold tensors as large as the model: checkpoints of sharded runs hold none of schedules."""
+        if getattr(getattr(trainer, "parallel", None), "shard", False):
+            raise RecipeError(
+                f"{self._name} keeps copies of the weights, which no rank has when they are sharded",
+                where="training.shard",
+                fix="Leave out --shard, or choose another schedule.",
+            )
 
 
 class ScheduleLR(LRScheduler):

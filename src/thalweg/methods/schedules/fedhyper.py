@@ -126,12 +126,7 @@ class FedHyper(Schedule):
 
     def setup(self, trainer: Any) -> None:
         """Note the seed and, at a run's beginning, the weights; after a resume, bring what is held to the device."""
-        if getattr(getattr(trainer, "parallel", None), "shard", False):
-            raise RecipeError(
-                "fedhyper keeps copies of the weights, which no rank has when they are sharded",
-                where="training.shard",
-                fix="Leave out --shard.",
-            )
+        self._refuse_shards(trainer)
         self.clients.seed = trainer.seed
         self._held.setdefault("start", [p.detach().clone() for p in trainer.parameters])
         for name, tensors in self._held.items():

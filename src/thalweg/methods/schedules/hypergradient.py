@@ -74,14 +74,14 @@ class Hypergradient(Schedule):
         high: float = 1000.0,
     ) -> None:
         super().__init__(warmup)
-        where = "schedule hypergradient"
-        self.rule, self.beta, self.low, self.high = rule, float(beta), float(low), float(high)
-        if rule not in RULES:
-            raise RecipeError(f"rule = {rule!r} is not known", where=where, fix=f"Choose from {', '.join(RULES)}.")
+        self.rule = self._known("rule", rule, RULES)
+        self.beta, self.low, self.high = float(beta), float(low), float(high)
         if not 0.0 <= self.beta < math.inf:
-            raise RecipeError(f"beta = {beta} is not a number of at least 0", where=where, fix="Try beta=0.02.")
+            raise RecipeError(f"beta = {beta} is not a number of at least 0", where=self._where, fix="Try beta=0.02.")
         if not 0.0 < self.low <= 1.0 <= self.high < math.inf:
-            raise RecipeError(f"low = {low}, high = {high} do not enclose 1", where=where, fix="low > 0, high >= 1.")
+            raise RecipeError(
+                f"low = {low}, high = {high} do not enclose 1", where=self._where, fix="low > 0, high >= 1."
+            )
         self.rate = 1.0
         self._before: list[Tensor] | None = None
 
@@ -122,12 +122,7 @@ class Hypergradient(Schedule):
 
     def setup(self, trainer: Any) -> None:
         """Yesterday's weights go into checkpoints, and those of sharded runs hold no tensors of schedules."""
-        if trainer.parallel.shard:
-            raise RecipeError(
-                "hypergradient keeps a copy of the weights, which no rank has when they are sharded",
-                where="training.shard",
-                fix="Leave out --shard, or choose another schedule.",
-            )
+        self._refuse_shards(trainer)
 
     def raw_gradients(self, trainer: Any, batch: Any) -> None:
         """Between backward and the step: adapt the rate that this step will take."""

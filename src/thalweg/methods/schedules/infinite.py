@@ -64,30 +64,19 @@ class Infinite(Schedule):
         self.constant = self._share("constant", constant)
         self.floor = self._share("floor", floor)
         self.alpha = float(alpha)
-        self.cooldown_shape = shape
+        self.cooldown_shape = self._known("shape", shape, SHAPES)
         self._check()
 
     def _check(self) -> None:
-        where = "schedule infinite"
-        if self.cooldown_shape not in SHAPES:
-            known = ", ".join(SHAPES)
-            raise RecipeError(f"shape = {self.cooldown_shape!r} is not known", where=where, fix=f"Choose from {known}.")
-        # A hair of rounding is forgiven, as in wsd.
-        if self.warmup + self.cooldown + self.anneal > 1.0 + 1e-9:
-            raise RecipeError(
-                f"warmup = {self.warmup:g}, cooldown = {self.cooldown:g} and anneal = {self.anneal:g} add up to more "
-                "than the whole budget",
-                where=where,
-                fix="All three are shares of the budget: make their sum at most 1.",
-            )
+        self._within_budget("warmup", "cooldown", "anneal")
         if not 0.0 < self.floor <= self.constant:
             raise RecipeError(
                 f"floor = {self.floor:g} is not above 0 and at most constant = {self.constant:g}",
-                where=where,
+                where=self._where,
                 fix="An exponential never ends at 0: give a floor such as 0.1, below constant.",
             )
         if not (self.alpha > 0.0 and math.isfinite(self.alpha)):
-            raise RecipeError(f"alpha = {self.alpha:g} is not above 0", where=where, fix="Try 10.")
+            raise RecipeError(f"alpha = {self.alpha:g} is not above 0", where=self._where, fix="Try 10.")
 
     @property
     def trunk_end(self) -> float:

@@ -69,29 +69,19 @@ class Power(Schedule):
         self.decay = self._share("decay", decay)
         self.floor = self._share("floor", floor)
         self.a, self.b = float(a), float(b)
-        self.decay_shape = shape
+        self.decay_shape = self._known("shape", shape, SHAPES)
         self.peak_lr, self.batch_size, self.context = float(peak_lr), int(batch_size), int(context)
         self.tokens_before = 0
         self._check()
 
     def _check(self) -> None:
-        where = "schedule power"
-        if self.decay_shape not in SHAPES:
-            known = ", ".join(SHAPES)
-            raise RecipeError(f"shape = {self.decay_shape!r} is not known", where=where, fix=f"Choose from {known}.")
-        # A hair of rounding is forgiven, as in wsd.
-        if self.warmup + self.decay > 1.0 + 1e-9:
-            raise RecipeError(
-                f"warmup = {self.warmup:g} and decay = {self.decay:g} add up to more than the whole budget",
-                where=where,
-                fix="Both are shares of the budget: make their sum at most 1.",
-            )
+        self._within_budget("warmup", "decay")
         for name in ("a", *OF_THE_RUN):
             if not 0.0 < getattr(self, name) < math.inf:
-                raise RecipeError(f"{name} = {getattr(self, name):g} is not a number above 0", where=where)
+                raise RecipeError(f"{name} = {getattr(self, name):g} is not a number above 0", where=self._where)
         if not -math.inf < self.b <= 0.0:
             raise RecipeError(
-                f"b = {self.b:g} is not a number of at most 0", where=where, fix="The paper's law has b = -0.51."
+                f"b = {self.b:g} is not a number of at most 0", where=self._where, fix="The paper's law has b = -0.51."
             )
 
     @property
@@ -104,7 +94,7 @@ class Power(Schedule):
         if said:
             raise RecipeError(
                 f"power takes {' and '.join(said)} from the run",
-                where="schedule power",
+                where=self._where,
                 fix="Leave it out here; set training.peak_lr, training.batch_size or data.context instead.",
             )
         for name in OF_THE_RUN:

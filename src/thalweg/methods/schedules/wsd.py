@@ -55,26 +55,16 @@ class WSD(Schedule):
         self.decay = self._share("decay", decay)
         self.floor = self._share("floor", floor)
         self.half_life = float(half_life)
-        self.decay_shape = shape
+        self.decay_shape = self._known("shape", shape, SHAPES)
         self._check()
 
     def _check(self) -> None:
-        where = "schedule wsd"
-        if self.decay_shape not in SHAPES:
-            known = ", ".join(SHAPES)
-            raise RecipeError(f"shape = {self.decay_shape!r} is not known", where=where, fix=f"Choose from {known}.")
-        # A hair of rounding is forgiven, so that warmup=0.7, decay=0.3 is a schedule without a trunk.
-        if self.warmup + self.decay > 1.0 + 1e-9:
-            raise RecipeError(
-                f"warmup = {self.warmup:g} and decay = {self.decay:g} add up to more than the whole budget",
-                where=where,
-                fix="Both are shares of the budget: make their sum at most 1.",
-            )
+        self._within_budget("warmup", "decay")
         if not self.half_life > 0.0:
-            raise RecipeError(f"half_life = {self.half_life:g} is not above 0", where=where, fix="Try 0.25.")
+            raise RecipeError(f"half_life = {self.half_life:g} is not above 0", where=self._where, fix="Try 0.25.")
         if self.decay_shape == "reciprocal" and self.floor <= 0.0:
             raise RecipeError(
-                "shape = 'reciprocal' needs a floor above 0", where=where, fix="Set floor, such as floor=0.1."
+                "shape = 'reciprocal' needs a floor above 0", where=self._where, fix="Set floor, such as floor=0.1."
             )
 
     @property

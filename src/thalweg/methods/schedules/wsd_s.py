@@ -65,23 +65,19 @@ class WSDS(Schedule):
         self.decay = self._share("decay", decay)
         self.floor = self._share("floor", floor)
         self.rewarmup = self._share("rewarmup", rewarmup)
-        where = "schedule wsd_s"
-        if shape not in SHAPES:
-            raise RecipeError(f"shape = {shape!r} is not known", where=where, fix=f"Choose from {', '.join(SHAPES)}.")
+        self.decay_shape = self._known("shape", shape, SHAPES)
         if shape == "reciprocal" and self.floor <= 0.0:
-            raise RecipeError("shape = 'reciprocal' needs a floor above 0", where=where, fix="Set floor=0.1.")
+            raise RecipeError("shape = 'reciprocal' needs a floor above 0", where=self._where, fix="Set floor=0.1.")
         if self.warmup >= self.ends[0]:
             raise RecipeError(
                 f"warmup = {self.warmup:g} reaches the end of the first segment at {self.ends[0]:g}",
-                where=where,
+                where=self._where,
                 fix="Shorten the warm-up or move the first end.",
             )
-        self.decay_shape = shape
         # What wsd does over a decay that is the whole budget is the fall itself.
         self._fall = WSD(0.0, 1.0, shape, self.floor).shape
 
-    @staticmethod
-    def _parsed(ends: str) -> list[float]:
+    def _parsed(self, ends: str) -> list[float]:
         try:
             shares = [float(part) for part in str(ends).split("/")]
         except ValueError:
@@ -91,7 +87,7 @@ class WSDS(Schedule):
         if not shares or not rising or abs(shares[-1] - 1.0) > ROUNDING:
             raise RecipeError(
                 f"ends = {ends!r} are not shares of the budget that rise to 1",
-                where="schedule wsd_s",
+                where=self._where,
                 fix="Write them with slashes, such as ends=0.25/0.5/1.",
             )
         return [*shares[:-1], 1.0]
