@@ -290,3 +290,44 @@ def test_in_a_hugging_face_trainer(name, llama, batch_of, tmp_path):
     assert result.training_loss < 4.5
     assert not equal(model, start)
     assert optimizer.param_groups[0]["lr"] == 0.0
+
+
+def test_many_small_steps_are_not_lost_in_bfloat16(name):
+    """Steps of a thousandth of a weight near 1, which bfloat16 alone would round away."""
+    wide = torch.nn.Parameter(torch.ones(6, 4))
+    narrow = torch.nn.Parameter(torch.ones(6, 4, dtype=torch.bfloat16))
+    optimizers = [build(name, [parameter], lr=3e-4) for parameter in (wide, narrow)]
+    gradient = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for _ in range(40):
+        wide.grad, narrow.grad = gradient.float(), gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert not torch.equal(wide.detach().bfloat16(), torch.ones(6, 4, dtype=torch.bfloat16))
+    assert torch.equal(narrow.detach(), wide.detach().bfloat16())
+
+
+def test_narrow_state_round_trips_and_outside_changes_count(name):
+    model = small_model().bfloat16()
+    optimizer = build(name, model.parameters(), lr=1e-3)
+
+    def steps(one, walker, count):
+        for step in range(count):
+            generator = torch.Generator().manual_seed(step)
+            for parameter in one.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator).bfloat16()
+            walker.step()
+
+    steps(model, optimizer, 2)
+    other = copy.deepcopy(model)
+    resumed = build(name, other.parameters(), lr=1.0)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert same(optimizer.state_dict(), resumed.state_dict())
+    steps(model, optimizer, 3)
+    steps(other, resumed, 3)
+    assert equal(model, other)
+    with torch.no_grad():
+        model[0].bias[0] = 7.0
+    optimizer.param_groups[0]["lr"] = 0.0
+    steps(model, optimizer, 1)
+    assert model[0].bias[0] == 7.0
+    assert torch.equal(model[0].bias[1:], other[0].bias[1:])

@@ -1,0 +1,34 @@
+"""One step of AdamW for part of an optimizer's parameters: what embeddings, heads and vectors get beside a method for
+matrices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from thalweg.methods.optimizers.base import Base, Group
+
+
+def adamw_update(optimizer: Base, group: Group, parameters: list[Tensor]) -> None:
+    """AdamW's step (see `adamw`) with the group's lr, weight_decay, betas and eps; state step, exp_avg, exp_avg_sq."""
+    for parameter in parameters:
+        if "step" not in optimizer.state[parameter]:
+            device = parameter.device if group["fused"] else "cpu"
+            optimizer.state[parameter]["step"] = torch.zeros((), dtype=torch.float32, device=device)
+    adamw(
+        optimizer.weights(parameters),
+        optimizer.gradients(parameters),
+        optimizer.buffers(parameters, "exp_avg"),
+        optimizer.buffers(parameters, "exp_avg_sq"),
+        [],
+        [optimizer.state[parameter]["step"] for parameter in parameters],
+        fused=group["fused"],
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
