@@ -6,6 +6,7 @@ is up to date while those of its methods are (and of its function); changes of t
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from collections.abc import Iterable
 from functools import cache
@@ -39,18 +40,42 @@ def loop_hash() -> str:
 
 
 def method_hash(names: Iterable[str]) -> str:
-    """Of the files of these methods, and of what their families share (files that are no method's own)."""
+    """Of the files of these methods, and of those of their families that these import."""
     return hash_of({path for name in names for path in method_files(name)})
 
 
 def method_files(name: str) -> set[Path]:
-    """The file of a method and the shared files of its family."""
+    """The file of a method, and the files of its family that it imports, however indirectly."""
     card = catalog.lookup(name)
-    folder = catalog.METHODS / card.family
-    own = folder / f"{card.object.split(':')[0].replace('.', '/')}.py"
-    methods = {
-        folder / f"{other.object.split(':')[0].replace('.', '/')}.py"
-        for other in catalog.load().values()
-        if other.family == card.family
-    }
-    return {own, *(path for path in folder.rglob("*.py") if path not in methods)}
+    family = f"thalweg.methods.{card.family}"
+    found: set[Path] = set()
+    waiting = {f"{family}.{card.object.split(':')[0]}"}
+    while waiting:
+        path = _file(waiting.pop())
+        if path not in found:
+            found.add(path)
+            waiting |= {module for module in _imported(path) if module.startswith(f"{family}.")}
+    return found
+
+
+def _file(module: str) -> Path:
+    """Of a module of this package: a file, or a folder's."""
+    path = PACKAGE.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _imported(path: Path) -> set[str]:
+    """The modules of this package that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # A name may be a module itself.
+            within = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {node.module} | {module for module in within if _is_module(module)}
+    return {module for module in found if _is_module(module)}
+
+
+def _is_module(module: str) -> bool:
+    return module.startswith("thalweg.") and _file(module).is_file()

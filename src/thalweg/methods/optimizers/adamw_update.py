@@ -18,7 +18,7 @@ def adamw_update(optimizer: Base, group: Group, parameters: list[Tensor]) -> Non
             optimizer.state[parameter]["step"] = torch.zeros((), dtype=torch.float32, device=device)
     adamw(
         optimizer.weights(parameters),
-        optimizer.gradients(parameters),
+        optimizer.grads(parameters),
         optimizer.buffers(parameters, "exp_avg"),
         optimizer.buffers(parameters, "exp_avg_sq"),
         [],

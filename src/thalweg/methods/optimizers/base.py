@@ -4,7 +4,7 @@ A method derives from `Base`, names its card and writes `update(group, parameter
 of a group that have a gradient. It asks for what it works on, and gets plain tensors in the order of the parameters:
 
     weights(parameters)            to change in place
-    gradients(parameters)          not to be changed
+    grads(parameters)              not to be changed
     buffers(parameters, "name")    state, zeros at first, to change in place
 
 Under FSDP2 these are this rank's shards: elementwise arithmetic needs no more, and what needs whole tensors takes
@@ -112,7 +112,7 @@ class Base(Optimizer):
         """What `update` changes in place: this rank's shards, masters of narrow parameters."""
         return [local(self.state[p][MASTER] if p.dtype in NARROW else p) for p in parameters]
 
-    def gradients(self, parameters: list[Tensor]) -> list[Tensor]:
+    def grads(self, parameters: list[Tensor]) -> list[Tensor]:
         """This rank's shards of the gradients, in the type of the arithmetic."""
         return [local(parameter.grad).to(working_dtype(parameter)) for parameter in parameters]
 

@@ -99,7 +99,7 @@ class Muon(Base):
         adamw_update(self, group, others)
 
     def _matrix_step(self, group: Group, parameters: list[Tensor]) -> None:
-        weights, gradients = self.weights(parameters), self.gradients(parameters)
+        weights, gradients = self.weights(parameters), self.grads(parameters)
         buffers = self.buffers(parameters, "momentum_buffer")
         torch._foreach_lerp_(buffers, gradients, 1.0 - group["momentum"])
         if group["nesterov"]:

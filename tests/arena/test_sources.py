@@ -1,0 +1,46 @@
+"""What a result depends on: the method's file and what it imports of its family, nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from thalweg import catalog
+from thalweg.arena.sources import loop_files, method_files, method_hash
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("muon", {"muon.py", "adamw_update.py", "base.py", "newton_schulz.py", "sharding.py"}),
+        ("adamw", {"adamw.py", "adamw_update.py", "base.py", "sharding.py"}),
+        ("gradient_noise", {"gradient_noise.py"}),
+        ("autolrs", {"autolrs.py", "base.py", "loss_forecast.py", "rate_search.py"}),
+        ("linear", {"linear.py", "base.py"}),
+    ],
+)
+def test_files_of_a_method(name, files):
+    assert {path.name for path in method_files(name)} == files
+
+
+def test_every_method_has_files_that_are_there():
+    for name in catalog.load():
+        assert all(path.is_file() for path in method_files(name)), name
+
+
+def test_hash_follows_the_files(monkeypatch, tmp_path):
+    assert method_hash(["adamw"]) != method_hash(["muon"])
+    assert method_hash(["adamw", "muon"]) == method_hash(["muon", "adamw"])
+    before = method_hash(["linear"])
+    changed = method_files("linear")
+    (path,) = [path for path in changed if path.name == "linear.py"]
+    text = path.read_bytes()
+    monkeypatch.setattr(type(path), "read_bytes", lambda self: text + b"#" if self == path else self.open("rb").read())
+    assert method_hash(["linear"]) != before
+    monkeypatch.undo()
+    assert method_hash(["linear"]) == before
+
+
+def test_the_loop_holds_the_trainer_and_no_method():
+    names = {str(path).split("thalweg/")[-1] for path in loop_files()}
+    assert "training/trainer.py" in names
+    assert not any(name.startswith("methods/") for name in names)
