@@ -25,8 +25,8 @@ from thalweg import catalog
 from thalweg.arms import parse_choice
 from thalweg.budget import Budget
 from thalweg.errors import UserError
-from thalweg.reports.schedule_plot import CLOSED_LOOP
 from thalweg.training.clock import Clock
+from thalweg.training.planned import is_closed_form
 
 GOAL = 5.0
 STEPS, STEP_TOKENS, STEP_FLOPS = 100, 2048, 1e10
@@ -36,7 +36,7 @@ def arms() -> list[str]:
     """Every closed-form schedule by its defaults, and once for every other shape that it offers."""
     found = []
     for name, card in catalog.load().items():
-        if card.slot != "schedule" or any(hasattr(catalog.resolve(name), hook) for hook in CLOSED_LOOP):
+        if card.slot != "schedule" or not is_closed_form(catalog.resolve(name)):
             continue
         shape = card.options.get("shape")
         others = [choice for choice in (shape.choices or ()) if choice != shape.default] if shape else []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One torch thread, whatever a run before has asked for: other tests run beside this one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
 def small(corpus: Path):  # type: ignore[no-untyped-def]
     """Makes recipes of a tiny model on the small corpus; dotted keys override."""
     from thalweg.recipe import Recipe
@@ -58,3 +71,66 @@ def small(corpus: Path):  # type: ignore[no-untyped-def]
         return Recipe.parse(arm, **fields)
 
     return make
+
+
+@pytest.fixture
+def on_assembly(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Has a function look at the trainer of every run of the test before it begins; the last one that is said."""
+    from thalweg.sessions import train as session
+
+    real = session.assemble
+
+    def arrange(change):  # type: ignore[no-untyped-def]
+        def assemble(*arguments, **options):  # type: ignore[no-untyped-def]
+            trainer = real(*arguments, **options)
+            change(trainer)
+            return trainer
+
+        monkeypatch.setattr(session, "assemble", assemble)
+
+    return arrange
+
+
+class StopAt:
+    """Asks the run to stop after a step, as a signal would."""
+
+    def __init__(self, step: int | None) -> None:
+        self.at = step
+
+    def step(self, trainer) -> None:  # type: ignore[no-untyped-def]
+        if trainer.clock.step == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def stop_at(on_assembly):  # type: ignore[no-untyped-def]
+    """Stops the runs of a test after a step; None lets them end."""
+
+    def arrange(step: int | None) -> None:
+        # Before the house's own callbacks, so that the signal has arrived when they look.
+        on_assembly(lambda trainer: trainer.callbacks.insert(0, StopAt(step)))
+
+    return arrange
+
+
+@pytest.fixture
+def whole_and_resumed(stop_at, tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Trains a recipe twice, the second time stopped after a step and resumed: two runs that end with equal weights."""
+    import torch
+    from safetensors.torch import load_file
+
+    from thalweg.sessions import train as session
+
+    def both(recipe, step: int):  # type: ignore[no-untyped-def]
+        whole = session.train(recipe, tmp_path / "whole", quiet=True, show=False)
+        stop_at(step)
+        stopped = session.train(recipe, tmp_path / "parts", quiet=True, show=False)
+        assert stopped.step == step
+        stop_at(None)
+        resumed = session.resume(stopped.folder, quiet=True, show=False)
+        one, other = (load_file(run.checkpoint / "model.safetensors") for run in (whole, resumed))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        return whole, resumed
+
+    return both

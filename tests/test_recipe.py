@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thalweg import catalog
+from thalweg.arms import choices_of, parse_arm, parse_schedule
 from thalweg.budget import UNITS, Budget
 from thalweg.errors import RecipeError, UserError
-from thalweg.recipe import Recipe, parse_arm
+from thalweg.recipe import Recipe
 
 
 def test_arm_options_and_defaults():
@@ -173,3 +174,17 @@ def test_toml_round_trips(tmp_path_factory, recipe):
 def test_any_text_is_a_recipe_or_a_user_error(text):
     with contextlib.suppress(UserError):
         assert Recipe.parse(text).arm
+
+
+def test_choices_are_all_that_takes_part():
+    arm = "z_loss_penalty+muon+gradient_noise+wsd:decay=0.1"
+    assert [str(choice) for choice in choices_of(arm)] == ["z_loss_penalty", "gradient_noise", "muon", "wsd:decay=0.1"]
+    names = [choice.name for choice in Recipe.parse(arm).choices]
+    assert names == ["muon", "wsd", "cross_entropy", "gradient_noise", "z_loss_penalty"]
+
+
+def test_one_schedule_and_nothing_else():
+    assert str(parse_schedule("wsd:decay=0.1", where="here", fix="Do that.")) == "wsd:decay=0.1"
+    for arm in ("muon", "muon+wsd", "wsd+z_loss_penalty"):
+        with pytest.raises(RecipeError, match=r"is not one schedule \(here\)\nDo that"):
+            parse_schedule(arm, where="here", fix="Do that.")

@@ -126,3 +126,20 @@ def parse_arm(arm: str) -> dict[str, Any]:
         else:
             slots.setdefault(choice.slot, []).append(choice)
     return slots
+
+
+def choices_of(arm: str) -> list[Choice]:
+    """All that an arm names, callbacks side by side with the slots that have one place."""
+    return [choice for value in parse_arm(arm).values() for choice in (value if isinstance(value, list) else [value])]
+
+
+def parse_schedule(arm: str, *, where: str, fix: str) -> Choice:
+    """The schedule that an arm names, where it may name nothing else. `where` and `fix` are for who asked.
+
+    Raises:
+        RecipeError: an arm of another method, or of more than one.
+    """
+    choices = choices_of(arm)
+    if [choice.slot for choice in choices] != ["schedule"]:
+        raise RecipeError(f"{arm!r} is not one schedule", where=where, fix=fix)
+    return choices[0]

@@ -113,10 +113,15 @@ class Recipe(Strict):
         return tuple(sorted(choices, key=lambda choice: choice.name))
 
     @property
+    def choices(self) -> list[Choice]:
+        """Every method that takes part."""
+        one_place = [getattr(self, slot) for slot in ONE_PLACE_SLOTS]
+        return [choice for choice in [*one_place, *self.callbacks] if choice is not None]
+
+    @property
     def arm(self) -> str:
         """The canonical `+`-joined spelling of the choices."""
-        one_place = [getattr(self, slot) for slot in ONE_PLACE_SLOTS]
-        return "+".join(str(choice) for choice in [*one_place, *self.callbacks] if choice is not None)
+        return "+".join(map(str, self.choices))
 
     @classmethod
     def parse(cls, arm: str = "", **fields: Any) -> Recipe:

@@ -136,6 +136,7 @@ def house(tmp_path, monkeypatch):
         ("wsd", "methods/optimizers/cards.toml", "peak_lr = 0.007", True),
         ("wsd", "methods/optimizers/cards.toml", "peak_lr = 0.0175", False),
         ("cross_entropy", "arena/claims/cross_entropy_exact.py", "", True),
+        ("cross_entropy", "arena/claims/finding.py", "", True),  # what claims share
         ("cross_entropy", "arena/claims/nuclear_norm_invisible.py", "", False),
         ("cross_entropy", "methods/objectives/linear_cross_entropy.py", "", True),
         ("cross_entropy", "methods/optimizers/adamw.py", "", False),

@@ -12,7 +12,7 @@ from thalweg.errors import ArenaError
 SETTINGS = {"data.tokenizer": "bpe:512", "data.context": 32, "data.held_out": 0.1, "training.batch_size": 8}
 
 
-def test_a_sweep(corpus, tmp_path):
+def test_a_sweep(corpus, tmp_path, capsys):
     told = sweep(
         "adamw+constant",
         rates=[1e-6, 5e-3, 5.0],
@@ -23,8 +23,11 @@ def test_a_sweep(corpus, tmp_path):
         jobs=1,
         out=tmp_path / "out",
         runs=tmp_path / "runs",
-        quiet=True,
     )
+    shown = [line for line in capsys.readouterr().err.splitlines() if "adamw+constant at" in line]
+    assert [line.split(":")[0] for line in shown] == [
+        f"[{number}/3] adamw+constant at {rate}, seed 0" for number, rate in enumerate(("1e-06", "0.005", "5"), 1)
+    ]
     assert told.rates == [1e-6, 5e-3, 5.0]
     # Hardly any rate learns nothing, a good one learns, a wild one destroys.
     assert told.losses[0] == pytest.approx(told.initial, rel=0.02)

@@ -168,13 +168,8 @@ def wait_for_steps(folder: Path, steps: int, seconds: float = 90) -> None:
     raise AssertionError("the run did not get going")
 
 
-def test_kill_nine_costs_only_the_steps_since_the_checkpoint(tmp_path, corpus):
-    recipe = Recipe.parse(
-        budget="60 steps",
-        model="0.2M",
-        data={"corpus": str(corpus), "tokenizer": "bpe:512", "context": 32, "held_out": 0.1},
-        training={"batch_size": 8, "checkpoint_every": "10 steps"},
-    )
+def test_kill_nine_costs_only_the_steps_since_the_checkpoint(tmp_path, small):
+    recipe = small(budget="60 steps", training__checkpoint_every="10 steps")
     (tmp_path / "recipe.toml").write_text(recipe.toml())
     whole = thalweg("train", "recipe.toml", "-o", "whole", cwd=tmp_path)
     assert "Report" in whole.stdout

@@ -16,11 +16,8 @@ VOCABULARY, CONTEXT, BATCH = 37, 12, 16
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread: None) -> None:
+    """In every test of this folder."""
 
 
 def tiny_llama(seed: int = 0, tied: bool = True, dropout: float = 0.0) -> LlamaForCausalLM:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from thalweg.reports import comparison_figures, comparison_series
+from thalweg.reports import comparison_figures, comparison_series, pictures
 
 
 def test_mean_curve_of_equal_evaluations_is_the_mean_of_each() -> None:
@@ -102,12 +102,12 @@ def test_colours_of_many_arms_never_repeat_the_baselines() -> None:
 def test_figures_are_files_that_repeat(comparison: ModuleType, tmp_path: Path, name: str) -> None:
     for kind, results in (("good", comparison.results(tuned=True)), ("hostile", comparison.hostile())):
         figure = getattr(comparison_figures, name)(results)
-        first = comparison_figures.save(figure, tmp_path / f"{kind}.svg").read_bytes()
-        again = comparison_figures.save(getattr(comparison_figures, name)(results), tmp_path / "again.svg").read_bytes()
+        first = pictures.save(figure, tmp_path / f"{kind}.svg").read_bytes()
+        again = pictures.save(getattr(comparison_figures, name)(results), tmp_path / "again.svg").read_bytes()
         assert first == again
         assert b"<script" not in first.replace(b"&lt;", b"")
         assert len(first) < 200_000
-    picture = comparison_figures.save(figure, tmp_path / "picture.png").read_bytes()
+    picture = pictures.save(figure, tmp_path / "picture.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
 
 
@@ -133,4 +133,4 @@ def test_figure_of_differences_shows_the_numbers(comparison: ModuleType) -> None
 
 
 def test_dollars_are_no_mathematics() -> None:
-    assert re.fullmatch(r"a\\\$b\\\$", comparison_figures.plain("a$b$"))
+    assert re.fullmatch(r"a\\\$b\\\$", pictures.plain("a$b$"))

@@ -16,7 +16,7 @@ from thalweg.laws.infinite_compute import REGULARISED
 from thalweg.laws.pareto import Candidate, frontier
 from thalweg.laws.roofline import Architecture
 from thalweg.reports import law_plots
-from thalweg.reports.comparison_figures import save
+from thalweg.reports.pictures import save
 
 SIZES = (0.15, 0.3, 0.6, 1.4)
 ENDS = [(x, float(REGULARISED.predict(x))) for x in SIZES]

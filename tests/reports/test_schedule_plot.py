@@ -8,7 +8,8 @@ from thalweg import catalog
 from thalweg.budget import Budget
 from thalweg.errors import BudgetError, RecipeError, UserError
 from thalweg.reports import schedule_plot
-from thalweg.reports.schedule_plot import CLOSED_LOOP, DrawnClock, curves, figure, terminal, write
+from thalweg.reports.schedule_plot import DrawnClock, curves, figure, terminal, write
+from thalweg.training.planned import CLOSED_LOOP
 
 STEPS = Budget.parse("1000 steps")
 

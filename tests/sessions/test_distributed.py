@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from thalweg.recipe import Recipe
 from thalweg.runs import Run
 
 STEPS = 20
@@ -32,15 +31,13 @@ def launch(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def recipes(tmp_path_factory, corpus):
+def recipes(tmp_path_factory, small):
     """Writes the recipe of a run, in float32, and returns its path."""
 
     def make(arm: str, shard: bool = False, budget: str = f"{STEPS} steps") -> Path:
         folder = tmp_path_factory.mktemp("recipe")
-        training = {"batch_size": 8, "peak_lr": 0.005, "precision": "float32", "shard": shard}
-        training["checkpoint_every"] = "10 steps"
-        data = {"corpus": str(corpus), "tokenizer": "bpe:512", "context": 32, "held_out": 0.1}
-        recipe = Recipe.parse(arm, budget=budget, model="0.2M", data=data, training=training)
+        how = {"training__precision": "float32", "training__checkpoint_every": "10 steps"}
+        recipe = small(arm, budget=budget, training__shard=shard, **how)
         (folder / "recipe.toml").write_text(recipe.toml())
         return folder / "recipe.toml"
 

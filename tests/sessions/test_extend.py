@@ -29,17 +29,10 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def trunk(corpus, tmp_path_factory):  # type: ignore[no-untyped-def]
+def trunk(small, tmp_path_factory):  # type: ignore[no-untyped-def]
     """20 steps of wsd with half of them decaying; every checkpoint kept."""
-    recipe = Recipe.parse(
-        "adamw+wsd:decay=0.5",
-        budget="20 steps",
-        model="0.2M",
-        data={"corpus": str(corpus), "tokenizer": "bpe:512", "context": 32, "held_out": 0.1},
-        training={"batch_size": 8, "peak_lr": 0.005, "weight_decay": 0.1, "checkpoint_every": "4 steps", "keep": 50},
-    )
     folder = tmp_path_factory.mktemp("trunk") / "run"
-    train(recipe, folder, quiet=True)
+    train(small("adamw+wsd:decay=0.5", budget="20 steps", training__keep=50), folder, quiet=True)
     return folder
 
 

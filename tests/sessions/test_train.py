@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 
@@ -33,47 +32,11 @@ def identical(a, b) -> bool:  # type: ignore[no-untyped-def]
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-class StopAt:
-    """Asks the run to stop after a step, as a signal would."""
-
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def step(self, trainer) -> None:  # type: ignore[no-untyped-def]
-        if trainer.clock.step == self.at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-@pytest.fixture
-def stopping(monkeypatch):
-    """Puts a StopAt among the callbacks of the runs of a test."""
-
-    real = session.assemble
-
-    def arrange(step: int | None) -> None:
-        def assemble(*arguments, **options):  # type: ignore[no-untyped-def]
-            trainer = real(*arguments, **options)
-            if step is not None:
-                # Before the house's own, so that the signal has arrived when they look.
-                trainer.callbacks.insert(0, StopAt(step))
-            return trainer
-
-        monkeypatch.setattr(session, "assemble", assemble)
-
-    return arrange
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, corpus):
-    """One finished run of the default arm."""
-    recipe = Recipe.parse(
-        budget="12 steps",
-        model="0.2M",
-        data={"corpus": str(corpus), "tokenizer": "bpe:512", "context": 32, "held_out": 0.1},
-        training={"batch_size": 8, "checkpoint_every": "4 steps"},
-    )
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    return session.train(recipe, out, quiet=True)
+def finished(tmp_path_factory, small):
+    """One finished run of the default arm, at the rate that is planned for it."""
+    recipe = small(training__peak_lr=None, training__weight_decay=None)
+    return session.train(recipe, tmp_path_factory.mktemp("runs") / "finished", quiet=True)
 
 
 def test_a_run_tells_everything(finished):
@@ -132,16 +95,16 @@ def test_a_finished_run_is_not_resumed(finished):
 
 
 @pytest.mark.parametrize("arm", ["", "adamw+cosine", ARM])
-def test_stopped_and_resumed_is_the_same_run(small, tmp_path, stopping, arm):
+def test_stopped_and_resumed_is_the_same_run(small, tmp_path, stop_at, arm):
     whole = session.train(small(arm), tmp_path / "whole", quiet=True)
-    stopping(5)
+    stop_at(5)
     stopped = session.train(small(arm), tmp_path / "parts", quiet=True)
     assert stopped.signal == signal.SIGTERM
     assert stopped.step == 5
     assert stopped.bits_per_byte is None
-    stopping(9)
+    stop_at(9)
     assert session.resume(stopped.folder, quiet=True).step == 9
-    stopping(None)
+    stop_at(None)
     resumed = session.resume(stopped.folder, quiet=True)
     assert losses(resumed.folder) == losses(whole.folder)
     assert identical(weights(resumed.folder), weights(whole.folder))
@@ -151,18 +114,18 @@ def test_stopped_and_resumed_is_the_same_run(small, tmp_path, stopping, arm):
     assert [line["matrix_nuclear_norm"] for line in extra] == [line["matrix_nuclear_norm"] for line in again]
 
 
-def test_signal_handlers_are_given_back(small, tmp_path, stopping):
+def test_signal_handlers_are_given_back(small, tmp_path, stop_at):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    stopping(3)
+    stop_at(3)
     session.train(small(), tmp_path / "run", quiet=True)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_a_damaged_newest_checkpoint_costs_steps_not_the_run(small, tmp_path, stopping):
+def test_a_damaged_newest_checkpoint_costs_steps_not_the_run(small, tmp_path, stop_at):
     whole = session.train(small(), tmp_path / "whole", quiet=True)
-    stopping(6)
+    stop_at(6)
     stopped = session.train(small(), tmp_path / "parts", quiet=True)
-    stopping(None)
+    stop_at(None)
     path = stopped.folder / "checkpoints" / "step-00000006" / "state.safetensors"
     body = bytearray(path.read_bytes())
     body[len(body) // 2] ^= 1
@@ -204,16 +167,9 @@ class Poison:
 
 
 @pytest.fixture
-def poisoned(monkeypatch):
+def poisoned(on_assembly):
     def arrange(steps: set[int], once: bool) -> None:
-        real = session.assemble
-
-        def assemble(*arguments, **options):  # type: ignore[no-untyped-def]
-            trainer = real(*arguments, **options)
-            trainer.callbacks.insert(0, Poison(steps, once))
-            return trainer
-
-        monkeypatch.setattr(session, "assemble", assemble)
+        on_assembly(lambda trainer: trainer.callbacks.insert(0, Poison(steps, once)))
 
     return arrange
 
@@ -258,13 +214,13 @@ def test_bad_before_any_checkpoint(small, tmp_path, poisoned):
         session.train(small(), tmp_path / "run", quiet=True)
 
 
-def test_a_changed_corpus_is_not_resumed(small, tmp_path, stopping, corpus):
+def test_a_changed_corpus_is_not_resumed(small, tmp_path, stop_at, corpus):
     copy = tmp_path / "corpus"
     shutil.copytree(corpus, copy)
-    stopping(4)
+    stop_at(4)
     recipe = small(data__corpus=str(copy))
     stopped = session.train(recipe, tmp_path / "run", quiet=True)
-    stopping(None)
+    stop_at(None)
     (copy / "000.txt").write_text("something else\n" * 30)
     with pytest.raises(RunError, match="corpus has changed"):
         session.resume(stopped.folder, quiet=True)

@@ -51,16 +51,9 @@ def weights_sum(trainer):
 
 
 @pytest.fixture
-def with_detour(monkeypatch):
-    real = session.assemble
-
+def with_detour(on_assembly):
     def arrange(detour):
-        def assemble(*arguments, **options):
-            trainer = real(*arguments, **options)
-            trainer.callbacks.append(detour)
-            return trainer
-
-        monkeypatch.setattr(session, "assemble", assemble)
+        on_assembly(lambda trainer: trainer.callbacks.append(detour))
         return detour
 
     return arrange

@@ -10,20 +10,20 @@ was.
 from __future__ import annotations
 
 import datetime
-import platform
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from thalweg.arena import tuning
 from thalweg.arena.assess import assess, performance_profile
-from thalweg.arena.board import Board, Place
 from thalweg.arena.comparison import SCHEMA, Comparison
 from thalweg.arena.local import Local
-from thalweg.arena.measured import Outcome, run_of
+from thalweg.arena.measured import run_of
+from thalweg.arena.submission import Submitter, submitting
 from thalweg.arena.unit import Unit
 from thalweg.arena.workload import TUNING_SEED, Values, Workload
 from thalweg.cache import cache_folder
@@ -40,6 +40,11 @@ class Terms:
     tune: int
     sampler: str
     margin: float
+
+    @property
+    def expected(self) -> dict[str, int]:
+        """Runs of each kind that an arm will have."""
+        return ({"trials": self.tune} if self.tune else {}) | {"seeds": self.seeds}
 
     def check(self, arms: Sequence[str]) -> None:
         """Raises ArenaError for terms that make no comparison."""
@@ -91,8 +96,7 @@ def compare(
         on: "local" or "ray". address: of the Ray cluster; None starts or finds a local one.
         jobs: runs at a time; None measures what is fastest.
         out: folder for results.json, table.md and report.html; `comparisons/<date>-<time>` when left out.
-        runs: folder in which finished runs are kept and found.
-        quiet: nothing on standard error.
+        runs: folder in which finished runs are kept and found. quiet: nothing on standard error.
 
     Raises:
         UserError: arms, corpus, budget or folders that cannot be used. A run that fails is part of the result.
@@ -102,39 +106,11 @@ def compare(
     terms.check(arms)
     folder = _out(out)
     base = Workload(model, corpus, budget, settings or {}, Path(runs))
-    places = [Workload.parse(text, base) for text in workloads] or [base]
-    for workload in places:
-        for arm in arms:
-            workload.recipe(arm)  # mistakes show before anything is planned
-    for workload in places:
-        workload.prepare(arms[0])
+    meeting = Meeting([Workload.parse(text, base) for text in workloads] or [base], arms, terms)
+    meeting.prepare()
     execution = _execution(on, address, jobs)
-    expected = ({"trials": tune} if tune else {}) | {"seeds": seeds}
-    try:
-        execution.prepare([workload.unit(arm, seed) for workload in places for arm in arms for seed in range(seeds)])
-        with Board([(workload.name, arm) for workload in places for arm in arms], expected, quiet=quiet) as board:
-            found = Meeting(places, arms, terms, execution, board).run()
-    finally:
-        execution.close()
-    results = {
-        "schema": SCHEMA,
-        **_surroundings(places[0]),
-        "execution": {
-            "on": on,
-            "slots": execution.slots,
-            "threads": execution.threads,
-            "reason": execution.reason,
-            "seconds": round(time.monotonic() - began, 2),
-        },
-        "budget": budget,
-        "seeds": list(range(seeds)),
-        "margin": margin,
-        "warnings": _warnings(places, terms),
-        "tuning": {"trials": tune, "sampler": sampler, "seeds": [TUNING_SEED]} if tune else None,
-        "workloads": found,
-        "profile": performance_profile(found),
-    }
-    comparison = Comparison(results, folder)
+    found = meeting.run(execution, quiet=quiet)
+    comparison = Comparison(_results(meeting, budget, execution, found, time.monotonic() - began), folder)
     comparison.write()
     return comparison
 
@@ -142,24 +118,24 @@ def compare(
 class Meeting:
     """The runs of all arms on all workloads."""
 
-    def __init__(
-        self, workloads: list[Workload], arms: Sequence[str], terms: Terms, execution: Any, board: Board
-    ) -> None:
+    def __init__(self, workloads: list[Workload], arms: Sequence[str], terms: Terms) -> None:
         self.workloads, self.arms, self.terms = workloads, arms, terms
-        self.execution, self.board = execution, board
+        self.sides = [(workload, arm) for workload in workloads for arm in arms]
+        self.units: list[Unit] = []
 
-    def run(self) -> list[dict[str, Any]]:
+    def prepare(self) -> None:
+        """Plan every run that is not tuned; `units` has them all."""
+        for workload, arm in self.sides:
+            workload.recipe(arm)  # mistakes show before anything is planned
+        for workload in self.workloads:
+            workload.prepare(self.arms[0])
+        self.units = [workload.unit(arm, seed) for workload, arm in self.sides for seed in range(self.terms.seeds)]
+
+    def run(self, execution: Any, *, quiet: bool) -> list[dict[str, Any]]:
         """Everything; the `workloads` of results.json."""
-        sides = [(workload, arm) for workload in self.workloads for arm in self.arms]
-        pool = ThreadPoolExecutor(len(sides))
-        try:
-            # Each side goes on by itself: its trials, then its seeds; the execution decides what runs when.
-            futures = [pool.submit(self._side, workload, arm) for workload, arm in sides]
-            told = [future.result() for future in futures]
-        finally:
-            # After an interruption what waits is dropped, so no thread is left waiting for it.
-            self.execution.close()
-            pool.shutdown(wait=True, cancel_futures=True)
+        rows = [(workload.name, arm) for workload, arm in self.sides]
+        with submitting(execution, self.units, rows, self.terms.expected, quiet=quiet) as submitter:
+            told = self._told(submitter)
         found = []
         for number, workload in enumerate(self.workloads):
             arms = told[number * len(self.arms) : (number + 1) * len(self.arms)]
@@ -168,20 +144,30 @@ class Meeting:
             found.append({**places, "budget": workload.budget, "setting": workload.setting, "arms": arms})
         return found
 
-    def _side(self, workload: Workload, arm: str) -> dict[str, Any]:
+    def _told(self, submitter: Submitter) -> list[dict[str, Any]]:
+        """What became of every side. Each goes on by itself, its trials, then its seeds; the execution divides."""
+        pool = ThreadPoolExecutor(len(self.sides))
+        try:
+            futures = [pool.submit(self._side, submitter, workload, arm) for workload, arm in self.sides]
+            return [future.result() for future in futures]
+        finally:
+            # After an interruption what waits is dropped, so no thread is left waiting for it.
+            submitter.execution.close()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _side(self, submitter: Submitter, workload: Workload, arm: str) -> dict[str, Any]:
         """One arm on one workload."""
         place = (workload.name, arm)
         values: Values | None = None
         told: dict[str, Any] = {"space": None, "trials": [], "winner": None}
         if self.terms.tune:
             tuned = tuning.Tuning(workload, arm, self.terms.tune, self.terms.sampler)
-            tuned.run(self._submitter(place, "trials"))
+            tuned.run(partial(submitter.submit, place=place, kind="trials"))
             told = {"space": tuned.space, "trials": tuned.trials, "winner": tuned.winner}
             values = tuned.trials[tuned.winner]["values"] if tuned.winner is not None else None
-        submit = self._submitter(place, "seeds")
         units = [workload.unit(arm, seed, values) for seed in range(self.terms.seeds)]
-        work = [submit(unit, f"{arm}, seed {unit.recipe.seed}") for unit in units]
-        runs = [run_of(future.result()) for future in work]
+        outcomes = submitter.outcomes({seed: (unit, place) for seed, unit in enumerate(units)})
+        runs = [run_of(outcome) for outcome in outcomes.values()]
         chosen = units[0].plan["chosen"]
         return {
             "name": arm,
@@ -192,36 +178,30 @@ class Meeting:
             "runs": runs,
         }
 
-    def _submitter(self, place: Place, kind: str) -> Callable[[Unit, str], Future[Outcome]]:
-        """A function that runs a unit, or finds it finished, and tells the board."""
 
-        def submit(unit: Unit, label: str) -> Future[Outcome]:
-            slots, threads = self.execution.slots, self.execution.threads
-            unit = unit.on(threads, f"{slots} x {threads} on {platform.node()}, {self.execution.name}")
-            outcome: Future[Outcome] = Future()
-            state = unit.state()
-            if state in ("finished", "stopped"):
-                done = Outcome(unit, {"status": state}, reused=True)
-                self.board.finished(place, kind, label, done)
-                outcome.set_result(done)
-                return outcome
-
-            def told(work: Future[dict[str, Any]]) -> None:
-                if work.cancelled():
-                    outcome.cancel()
-                    return
-                try:
-                    done = Outcome(unit, work.result(), reused=False)
-                    self.board.finished(place, kind, label, done)
-                    outcome.set_result(done)
-                except BaseException as error:  # who waits must hear of it: executors swallow what callbacks raise
-                    outcome.set_exception(error)
-
-            self.board.submitted(place, unit)
-            self.execution.submit(unit).add_done_callback(told)
-            return outcome
-
-        return submit
+def _results(
+    meeting: Meeting, budget: str, execution: Any, found: list[dict[str, Any]], seconds: float
+) -> dict[str, Any]:
+    """What results.json holds."""
+    terms, workloads = meeting.terms, meeting.workloads
+    return {
+        "schema": SCHEMA,
+        **_surroundings(workloads[0]),
+        "execution": {
+            "on": execution.name,
+            "slots": execution.slots,
+            "threads": execution.threads,
+            "reason": execution.reason,
+            "seconds": round(seconds, 2),
+        },
+        "budget": budget,
+        "seeds": list(range(terms.seeds)),
+        "margin": terms.margin,
+        "warnings": _warnings(workloads, terms),
+        "tuning": {"trials": terms.tune, "sampler": terms.sampler, "seeds": [TUNING_SEED]} if terms.tune else None,
+        "workloads": found,
+        "profile": performance_profile(found),
+    }
 
 
 def _execution(on: str, address: str | None, jobs: int | None) -> Any:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from thalweg import catalog
-from thalweg.arena.claims.finding import file_of, find
+from thalweg.arena.claims.finding import files_of, find
 from thalweg.arena.race import FAILS, HOLDS, UNDECIDED, methods_of, race
 from thalweg.catalog import Card
 from thalweg.errors import ArenaError, UserError
@@ -146,7 +146,7 @@ def hashes(card: Card) -> dict[str, str]:
     paths = {path for name in names for path in method_files(name)}
     if "function" in card.claim:
         # A function may test anything that a run goes through.
-        paths |= {file_of(card.claim["function"]), *loop_files()}
+        paths |= {*files_of(card.claim["function"]), *loop_files()}
     # The whole table of this card, and of the others what decides how they train.
     tables = {name: _trains(_table(name)) for name in names} | {card.name: _table(card.name)}
     cards = hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,6 @@ expect of the two: better, tied or worse.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -146,6 +145,5 @@ def methods_of(card: Card) -> list[str]:
 
     names = {card.name}
     for arm in card.claim.get("arms", ()):
-        spelled = Recipe.parse(arm).arm
-        names |= set(re.findall(r"(?:^|\+)([a-z_][a-z0-9_]*)", spelled))
+        names |= {choice.name for choice in Recipe.parse(arm).choices}
     return sorted(names)

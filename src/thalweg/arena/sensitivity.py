@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thalweg.arena.board import Board
 from thalweg.arena.local import Local
 from thalweg.arena.measured import Outcome, run_of
-from thalweg.arena.unit import Unit
+from thalweg.arena.submission import submitting
 from thalweg.arena.workload import Workload
 from thalweg.cache import cache_folder
 from thalweg.errors import ArenaError
@@ -70,7 +69,10 @@ def sweep(
     workload.prepare(arm)
     grid = sorted(set(rates))
     units = {(rate, seed): workload.unit(arm, seed, {"peak_lr": rate}) for rate in grid for seed in range(seeds)}
-    outcomes = _performed(units, workload.name, arm, jobs, quiet)
+    rows = {rate: (workload.name, f"{arm} at {rate:g}") for rate in grid}
+    execution = Local(cache_folder(), jobs)
+    with submitting(execution, list(units.values()), list(rows.values()), {"seeds": seeds}, quiet=quiet) as submitter:
+        outcomes = submitter.outcomes({key: (unit, rows[key[0]]) for key, unit in units.items()})
     losses: list[float | None] = []
     for rate in grid:
         found = [run_of(outcomes[rate, seed]) for seed in range(seeds)]
@@ -83,35 +85,6 @@ def sweep(
     write_text(folder / "sensitivity.json", json.dumps(told.to_dict(), indent=1) + "\n")
     _draw(told, folder / "sensitivity.png")
     return told
-
-
-def _performed(
-    units: dict[tuple[float, int], Unit], workload: str, arm: str, jobs: int | None, quiet: bool
-) -> dict[tuple[float, int], Outcome]:
-    """Run every unit, or find it finished."""
-    execution = Local(cache_folder(), jobs)
-    places = {rate: (workload, f"{arm} at {rate:g}") for rate, _ in units}
-    seeds = len(units) // len(places)
-    outcomes: dict[tuple[float, int], Outcome] = {}
-    try:
-        execution.prepare(list(units.values()))
-        with Board(list(places.values()), {"seeds": seeds}, quiet=quiet) as board:
-            work = {}
-            for key, planned in units.items():
-                unit = planned.on(execution.threads, execution.name)
-                state = unit.state()
-                if state in ("finished", "stopped"):
-                    outcomes[key] = Outcome(unit, {"status": state}, reused=True)
-                    board.finished(places[key[0]], "seeds", places[key[0]][1], outcomes[key])
-                    continue
-                board.submitted(places[key[0]], unit)
-                work[key] = (unit, execution.submit(unit))
-            for key, (unit, future) in work.items():
-                outcomes[key] = Outcome(unit, future.result(), reused=False)
-                board.finished(places[key[0]], "seeds", places[key[0]][1], outcomes[key])
-    finally:
-        execution.close()
-    return outcomes
 
 
 def _initial(outcomes: list[Outcome]) -> float:

@@ -18,8 +18,8 @@ from thalweg import catalog
 from thalweg.arena.measured import Outcome, run_of
 from thalweg.arena.unit import Unit
 from thalweg.arena.workload import TUNING_SEED, Values, Workload
+from thalweg.arms import choices_of
 from thalweg.errors import ArenaError
-from thalweg.recipe import parse_arm
 
 SAMPLERS = ("qmc", "tpe")
 # The peak rate is searched this far to either side of the optimizer's default, and so is the weight decay.
@@ -36,8 +36,7 @@ def search_space(arm: str, defaults: Values) -> Space:
         "peak_lr": _around(defaults["peak_lr"], RATE_FACTOR),
         "weight_decay": _around(decay, DECAY_FACTOR),
     }
-    slots = parse_arm(arm)
-    for choice in [c for value in slots.values() for c in (value if isinstance(value, list) else [value])]:
+    for choice in choices_of(arm):
         for key, option in catalog.lookup(choice.name).options.items():
             if option.search is not None and key not in choice.options:
                 space[f"{choice.name}:{key}"] = {"type": option.type, **option.search}

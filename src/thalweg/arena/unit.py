@@ -63,8 +63,7 @@ class Unit:
         """Hash of recipe, decisive plan, corpus and code: 16 hexadecimal digits."""
         import torch
 
-        choices = [self.recipe.optimizer, self.recipe.schedule, self.recipe.objective, self.recipe.reweighting]
-        names = sorted(choice.name for choice in [*choices, *self.recipe.callbacks] if choice is not None)
+        names = sorted(choice.name for choice in self.recipe.choices)
         decisive = {
             "recipe": self.recipe.toml(),
             "plan": {name: self.plan["chosen"].get(name) for name in DECISIVE},

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.arena.unit import Unit
+from thalweg.arms import Choice, choices_of, parse_arm
 from thalweg.budget import Budget
 from thalweg.errors import ArenaError
 from thalweg.planner.measure import Speed, speed
 from thalweg.planner.rules import warmup
-from thalweg.recipe import Recipe, parse_arm, put
+from thalweg.recipe import Recipe, put
 
 # Held-out evaluations a run, for the curve: as many as take this share of the training's cost together (a forward pass
 # is a third of a training pass), within bounds.
@@ -132,8 +133,7 @@ class Workload:
 
     def defaults(self, arm: str) -> Values:
         """Peak rate and weight decay of an arm that nobody has tuned."""
-        chosen = self._planned(self.recipe(arm, self._shared))["chosen"]
-        return {"peak_lr": chosen["peak_lr"], "weight_decay": chosen["weight_decay"]}
+        return _own(self._plan(arm)["chosen"])
 
     def unit(self, arm: str, seed: int, values: Values | None = None, *, tuning: bool = False) -> Unit:
         """One run of an arm.
@@ -142,27 +142,27 @@ class Workload:
             values: tuned values; the defaults where None.
             tuning: evaluate on the half of the held-out documents that is never reported on.
         """
-        values = {**self.defaults(arm), **(values or {})}
-        spelled = with_options(arm, {key: value for key, value in values.items() if ":" in key})
+        plan = self._plan(arm)
+        values = {**_own(plan["chosen"]), **(values or {})}
         pinned = {
             **self._shared,
             "seed": seed,
             "data.evaluate_on": "tuning" if tuning else "reporting",
-            "training.peak_lr": values["peak_lr"],
-            "training.weight_decay": values["weight_decay"],
+            **{f"training.{key}": value for key, value in _own(values).items()},
         }
-        recipe = self.recipe(spelled, pinned)
-        plan = self._planned(self.recipe(arm, self._shared))
+        recipe = self.recipe(with_options(arm, values), pinned)
         chosen = {
             **plan["chosen"],
             **self._evaluated,
-            "peak_lr": values["peak_lr"],
-            "weight_decay": values["weight_decay"],
+            **_own(values),
             "optimizer": str(recipe.optimizer),
             "schedule": str(recipe.schedule),
             "warmup": warmup(recipe.schedule).value,
         }
         return Unit(recipe, {**plan, "chosen": chosen}, self.root)
+
+    def _plan(self, arm: str) -> dict[str, Any]:
+        return self._planned(self.recipe(arm, self._shared))
 
     def _planned(self, recipe: Recipe) -> dict[str, Any]:
         """The plan of a recipe; each is made once, and each size is timed once for all arms."""
@@ -181,13 +181,16 @@ class Workload:
         return self._timing
 
 
-def with_options(arm: str, options: Values) -> str:
-    """An arm with "method:option" values written into it."""
-    slots = parse_arm(arm)
-    choices = [choice for value in slots.values() for choice in (value if isinstance(value, list) else [value])]
+def _own(values: Values) -> Values:
+    """What is an arm's own, whatever its methods are."""
+    return {key: values[key] for key in ("peak_lr", "weight_decay")}
+
+
+def with_options(arm: str, values: Values) -> str:
+    """An arm with the "method:option" ones of some values written into it."""
     spelled = []
-    for choice in choices:
-        own = {key.split(":")[1]: value for key, value in options.items() if key.split(":")[0] == choice.name}
-        merged = {**choice.options, **own}
-        spelled.append(type(choice)(name=choice.name, options=merged))
-    return "+".join(str(choice) for choice in spelled)
+    for choice in choices_of(arm):
+        start = f"{choice.name}:"
+        own = {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
+        spelled.append(str(Choice(name=choice.name, options={**choice.options, **own})))
+    return "+".join(spelled)

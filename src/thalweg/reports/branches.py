@@ -5,14 +5,16 @@ Self-contained: a table and one picture inside the file, no script.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thalweg.errors import RunError
-from thalweg.reports.document import TEMPLATES, own_file
+from thalweg.reports import document, pictures
 from thalweg.runs import Run, read_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_branches(folders: Sequence[Path], out: Path) -> Path:
@@ -21,20 +23,9 @@ def write_branches(folders: Sequence[Path], out: Path) -> Path:
     Raises:
         RunError: a folder that is no run, or has no evaluation yet.
     """
-    import jinja2
-    from markupsafe import Markup
-
     branches = [_branch(folder) for folder in folders]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.get_template("branches.html").render(
-        branches=branches,
-        style=Markup(own_file("page.css")),  # our own file
-        picture=Markup(_picture(branches)),  # matplotlib's own SVG: names are drawn as escaped text
-    )
     path = out / "branches.html"
-    write_text(path, page)
+    write_text(path, document.still("branches", pictures.svg(_figure(branches)), branches=branches))
     return path
 
 
@@ -70,21 +61,17 @@ def _trunk(folder: Path) -> list[tuple[int, float]]:
     return [(before + line["tokens"], line["held_out_bits_per_byte"]) for line in run.metrics("evaluation")]
 
 
-def _picture(branches: list[dict[str, Any]]) -> str:
-    """Held-out bits per byte over all tokens, trunk and branches, as SVG."""
-    import matplotlib
+def _figure(branches: list[dict[str, Any]]) -> Figure:
+    """Held-out bits per byte over all tokens, trunk and branches."""
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.hashsalt": "thalweg", "svg.fonttype": "path"}):
-        figure = Figure(figsize=(8, 4.2), layout="constrained")
-        axes = figure.subplots()
-        for trunk in {tuple(branch["trunk"]) for branch in branches if branch["trunk"]}:
-            axes.plot(*zip(*trunk, strict=True), color="0.6", label="trunk")
-        for branch in branches:
-            axes.plot(*zip(*branch["curve"], strict=True), marker="o", markersize=3, label=branch["name"])
-        axes.set_xlabel("tokens, from the beginning")
-        axes.set_ylabel("held-out bits per byte")
-        axes.legend()
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for trunk in {tuple(branch["trunk"]) for branch in branches if branch["trunk"]}:
+        axes.plot(*zip(*trunk, strict=True), color="0.6", label="trunk")
+    for branch in branches:
+        axes.plot(*zip(*branch["curve"], strict=True), marker="o", markersize=3, label=branch["name"])
+    axes.set_xlabel("tokens, from the beginning")
+    axes.set_ylabel("held-out bits per byte")
+    axes.legend()
+    return figure

@@ -1,29 +1,37 @@
 """A comparison's charts as matplotlib figures, for PNG and SVG files: on a light ground, with a legend inside.
 
-The figures are made without pyplot: no window, no global state, nothing to close. `save` writes them so that the same
-results give the same bytes.
+`save` writes them so that the same results give the same bytes.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from thalweg.reports import comparison_rows, comparison_series
-from thalweg.reports.comparison_series import PALETTE, Table
+from thalweg.reports.comparison_series import Table
 from thalweg.reports.formats import clean
+from thalweg.reports.pictures import (
+    COLUMNS,
+    DASHES,
+    FAILED,
+    INK,
+    MUTED,
+    PALETTE,
+    SYMBOLS,
+    legend,
+    panels,
+    plain,
+    save,
+    short,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, MUTED, GRID = "#1c2427", "#57646a", "#e6eae8"
-DASHES = ("-", "--", ":", "-.")
-SYMBOLS = ("o", "s", "D", "^", "P", "p", "h", "*")
+__all__ = ["curves", "differences", "save", "tuning"]
+
 VERDICT_COLOURS = {"better": "#1f6f43", "worse": "#b4530a", "tied": "#0b6e8a", "undecided": "#6b4fa0"}
-FAILED = "#ad2318"
-WIDTH = 7.5
-COLUMNS = 3
 
 
 def curves(results: Table, workload: int = 0, axis: str = "steps") -> Figure:
@@ -35,7 +43,7 @@ def curves(results: Table, workload: int = 0, axis: str = "steps") -> Figure:
         axis: "steps", "tokens" or "seconds".
     """
     drawn = comparison_series.curves(comparison_rows.workloads(results)[workload])
-    figure, (axes,) = _figure(1, 4.2)
+    figure, (axes,) = panels(1, 4.2)
     for series in drawn["series"]:
         hue, line = PALETTE[series["hue"]][0], series["along"][axis]
         if line["x"]:
@@ -52,7 +60,7 @@ def curves(results: Table, workload: int = 0, axis: str = "steps") -> Figure:
         axes.set_ylim(*drawn["focus"])
     axes.set_xlabel(axis)
     axes.set_ylabel("held-out bits per byte")
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
@@ -65,7 +73,7 @@ def differences(results: Table, workload: int = 0) -> Figure:
     """
     chosen = comparison_rows.workloads(results)[workload]
     series, margin = comparison_series.differences(chosen)["series"], comparison_series.margin(results, chosen)
-    figure, (axes,) = _figure(1, 1.1 + 0.6 * len(series))
+    figure, (axes,) = panels(1, 1.1 + 0.6 * len(series))
     axes.axvline(0, color=MUTED, linewidth=1)
     if margin:
         axes.axvspan(-margin, margin, color=PALETTE[1][0], alpha=0.12, linewidth=0)
@@ -77,10 +85,10 @@ def differences(results: Table, workload: int = 0) -> Figure:
         known = one["low"] is not None and one["high"] is not None
         ends = [[one["mean"] - one["low"]], [one["high"] - one["mean"]]] if known else None
         axes.errorbar([one["mean"]], [place], xerr=ends, fmt="D", color=hue, capsize=4, markersize=6, linewidth=1.8)
-    labels = [plain(f"{_short(one['name'])}\n{one['verdict']}") for one in series]
+    labels = [plain(f"{short(one['name'])}\n{one['verdict']}") for one in series]
     axes.set_yticks(range(len(series)), labels=labels)
     axes.set_ylim(len(series) - 0.5, -0.5)
-    axes.set_xlabel(plain(f"bits per byte, arm minus {_short(_baseline(chosen))} (left is better)"))
+    axes.set_xlabel(plain(f"bits per byte, arm minus {short(_baseline(chosen))} (left is better)"))
     return figure
 
 
@@ -91,19 +99,19 @@ def tuning(results: Table, workload: int = 0) -> Figure:
         results: what results.json holds.
         workload: its place in the list of workloads.
     """
-    panels = comparison_series.tuning(comparison_rows.workloads(results)[workload])
-    figure, drawn = _figure(max(1, len(panels)), 3.2)
-    for axes, panel in zip(drawn, panels, strict=False):
+    searched = comparison_series.tuning(comparison_rows.workloads(results)[workload])
+    figure, drawn = panels(max(1, len(searched)), 3.2)
+    for axes, panel in zip(drawn, searched, strict=False):
         if panel["log"]:
             axes.set_xscale("log")
         for series in panel["series"]:
             _trials(axes, series, panel["top"])
-        axes.set_xlabel(plain(_short(panel["title"])))
-    if not panels:
+        axes.set_xlabel(plain(short(panel["title"])))
+    if not searched:
         drawn[0].text(0.5, 0.5, "nothing was tuned", ha="center", color=MUTED, transform=drawn[0].transAxes)
     for axes in drawn[::COLUMNS]:
         axes.set_ylabel("held-out bits per byte")
-    _legend(figure, drawn[0])
+    legend(figure, drawn[0])
     return figure
 
 
@@ -123,56 +131,7 @@ def _trials(axes: Axes, series: Table, top: float | None) -> None:
 
 
 def _place(trial: Table) -> float | str:
-    return plain(_short(trial["x"])) if isinstance(trial["x"], str) else trial["x"]
-
-
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as its ending says (.svg, .png, .pdf); the same figure gives the same bytes."""
-    import matplotlib
-
-    path = Path(path)
-    with matplotlib.rc_context({"svg.hashsalt": "thalweg"}):
-        # A date would make every file new; each format has its own word for it.
-        dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-        figure.savefig(path, dpi=160, metadata=dated.get(path.suffix))
-    return path
-
-
-def plain(text: str) -> str:
-    """A label that matplotlib does not read as mathematics."""
-    return clean(text).replace("$", r"\$")
-
-
-def _figure(panels: int, height: float) -> tuple[Figure, list[Any]]:
-    from matplotlib.figure import Figure
-
-    rows, columns = -(-panels // COLUMNS), min(panels, COLUMNS)
-    figure = Figure(figsize=(WIDTH, rows * height), layout="constrained", facecolor="white")
-    drawn = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
-    for empty in drawn[panels:]:
-        empty.set_axis_off()
-    for axes in drawn[:panels]:
-        axes.grid(color=GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(colors=MUTED, labelsize=8.5)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            axes.spines[side].set_color(MUTED)
-    return figure, drawn[:panels]
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    """Above the panels, where it hides no curve."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        shortened = [_short(label) for label in labels]
-        columns = 1 if max(map(len, shortened)) > 40 else 2
-        figure.legend(handles, shortened, loc="outside upper left", ncols=columns, frameon=False, fontsize=8.5)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 48 else name[:47] + "…"
+    return plain(short(trial["x"])) if isinstance(trial["x"], str) else trial["x"]
 
 
 def _baseline(workload: Table) -> str:

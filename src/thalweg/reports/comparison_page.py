@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from thalweg.reports import comparison_rows, comparison_series, document, formats
+from thalweg.reports import comparison_rows, comparison_series, document, formats, pictures
 from thalweg.reports.comparison_rows import TITLES, Table
 from thalweg.reports.formats import clean
 from thalweg.runs import write_text
@@ -44,7 +44,7 @@ def render(results: Table) -> str:
         columns=[(column, TITLES[column]) for column in COLUMNS],
         run_titles=comparison_rows.RUN_TITLES,
         profile=_profile_table(profile),
-        palette=comparison_series.PALETTE,
+        palette=pictures.PALETTE,
         warnings=[clean(warning) for warning in results.get("warnings") or []],
         setting=comparison_rows.setting(results),
         surroundings=_surroundings(results),

@@ -12,19 +12,8 @@ from thalweg.reports import comparison_rows, formats
 from thalweg.reports.comparison_rows import Table
 from thalweg.reports.figures import AXES, rounded
 from thalweg.reports.formats import MISSING, clean, finite
+from thalweg.reports.pictures import PALETTE
 
-# (light, dark) hues; the baseline is grey. Beyond the last the hues begin again with another dash.
-PALETTE = (
-    ("#57646a", "#9fadb1"),
-    ("#0b6e8a", "#5cc0dc"),
-    ("#b4530a", "#f2a663"),
-    ("#6b4fa0", "#b9a2ec"),
-    ("#b0246e", "#f08dbb"),
-    ("#5c8000", "#b5cf5a"),
-    ("#2b50c8", "#8fa8ff"),
-    ("#7a3b1d", "#d79a80"),
-    ("#00806f", "#4fd1c0"),
-)
 GRID = 200
 # The share of the way after which a curve is worth its height: before it every loss falls alike.
 SETTLED = 0.15

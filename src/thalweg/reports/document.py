@@ -26,16 +26,11 @@ def fill(name: str, data: Any, **contents: Any) -> str:
         data: plain data for the page's script.
         contents: what the template shows; escaped by it.
     """
-    import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    templates = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     plotly, shared, script = get_plotlyjs(), own_file("page.js"), own_file(f"{name}.js")
-    return templates.get_template(f"{name}.html").render(
+    return _template(name).render(
         **contents,
         # Markup: our own files, and JSON that `embedded_json` has made harmless.
         policy=Markup(policy(plotly, shared, script)),
@@ -45,6 +40,32 @@ def fill(name: str, data: Any, **contents: Any) -> str:
         script=Markup(script),
         chart_data=Markup(embedded_json(data)),
     )
+
+
+def still(name: str, picture: str, **contents: Any) -> str:
+    """The page `name` with one picture and no script.
+
+    Args:
+        name: of templates/<name>.html.
+        picture: SVG of our own making, with no foreign text in it (`pictures.svg`).
+        contents: what the template shows besides; escaped by it.
+    """
+    from markupsafe import Markup
+
+    return _template(name).render(**contents, style=Markup(own_file("page.css")), picture=Markup(picture))
+
+
+def _template(name: str) -> Any:
+    import jinja2
+
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template(f"{name}.html")
 
 
 def own_file(name: str) -> str:

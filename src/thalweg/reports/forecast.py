@@ -5,15 +5,14 @@ Everything is drawn in bits per byte, from the plain data of `sessions.predict.P
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg.errors import RunError
-from thalweg.reports import comparison_figures as house
-from thalweg.reports.document import TEMPLATES, own_file
+from thalweg.reports import document
+from thalweg.reports import pictures as house
 from thalweg.reports.formats import clean
 from thalweg.runs import write_text
 
@@ -51,19 +50,9 @@ def figure(prediction: Table) -> Figure:
     lower.set_ylim(bottom=0)
     lower.set_xlabel("steps")
     for axes in (upper, lower):
-        _dress(axes)
-    house._legend(made, upper)
+        house.dress(axes)
+    house.legend(made, upper)
     return made
-
-
-def _dress(axes: Any) -> None:
-    axes.grid(color=house.GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=house.MUTED, labelsize=8.5)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(house.MUTED)
 
 
 def _focus(prediction: Table) -> tuple[float, float]:
@@ -77,24 +66,12 @@ def _focus(prediction: Table) -> tuple[float, float]:
 
 def page(prediction: Table) -> str:
     """One HTML file with the picture, the standings and the notes inside; no script."""
-    import jinja2
-    import matplotlib
-    from markupsafe import Markup
-
-    drawn = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "thalweg", "svg.fonttype": "path"}):
-        figure(prediction).savefig(drawn, format="svg", metadata={"Date": None})
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template(
-        "forecast.html"
-    ).render(
+    return document.still(
+        "forecast",
+        house.svg(figure(prediction)),
         prediction=prediction,
         runs=[clean(f"{run['folder']}: {run['schedule']}") for run in prediction["runs"]],
         scale=prediction["bits_per_nat"],
-        style=Markup(own_file("page.css")),  # our own file
-        picture=Markup(drawn.getvalue()[drawn.getvalue().index("<svg") :]),  # names are drawn as paths
     )
 
 

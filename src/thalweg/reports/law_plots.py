@@ -1,6 +1,6 @@
 """Laws as matplotlib figures: measured points, the curve fitted to them, and the band where new runs should fall.
 
-One function a law; each returns a figure that `comparison_figures.save` writes as PNG, SVG or PDF. Bands are 95%
+One function a law; each returns a figure that `pictures.save` writes as PNG, SVG or PDF. Bands are 95%
 intervals of a new run, drawn where the law was fitted here and knows them.
 """
 
@@ -18,7 +18,7 @@ from thalweg.laws.chinchilla import ChinchillaLaw
 from thalweg.laws.data_filtering import FilteringLaw
 from thalweg.laws.moe_sparsity import SparsityLaw
 from thalweg.laws.pareto import Candidate, frontier
-from thalweg.reports import comparison_figures as house
+from thalweg.reports import pictures as house
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def chinchilla(law: ChinchillaLaw, points: Rows) -> Figure:
         _curve(axes, place, f"{_short(tokens)} tokens", sizes, law.predict(sizes, tokens), here[:, 0], here[:, 2])
         if len(law.refits):
             _band(axes, place, sizes, [law.interval(size, tokens) for size in sizes])
-    house._legend(figure, axes)
+    house.legend(figure, axes)
     return figure
 
 
@@ -64,7 +64,7 @@ def infinite_compute(laws: Mapping[str, AsymptoteLaw], points: Mapping[str, Rows
         axes.axhline(law.E, color=_hue(place), linestyle=":", linewidth=1)
         if law.fit is not None:
             _band(axes, place, x, [law.interval(each) for each in x])
-    house._legend(figure, axes)
+    house.legend(figure, axes)
     return figure
 
 
@@ -92,7 +92,7 @@ def data_filtering(law: FilteringLaw, samples: tuple[float, float], points: Rows
     for at, before, after in zip(x[1:], chosen[:-1], chosen[1:], strict=True):
         if len(before.buckets) != len(after.buckets):
             axes.plot([at], [min(after.errors)], "*", color=house.INK, markersize=11)
-    house._legend(figure, axes)
+    house.legend(figure, axes)
     return figure
 
 
@@ -115,7 +115,7 @@ def moe_sparsity(law: SparsityLaw, points: Rows) -> Figure:
         axes.axvspan(low, high, color=house.INK, alpha=0.07, linewidth=0)
     except UserError:
         pass  # A task that does not turn has no line, and the curve shows it.
-    house._legend(figure, axes)
+    house.legend(figure, axes)
     return figure
 
 
@@ -144,7 +144,7 @@ def roofline_codesign(candidates: Sequence[Candidate], seconds: float = math.inf
     )
     if math.isfinite(seconds):
         axes.axvline(seconds, color=house.FAILED, linestyle=":", linewidth=1)
-    house._legend(figure, axes)
+    house.legend(figure, axes)
     return figure
 
 
@@ -166,7 +166,7 @@ def _families(table: np.ndarray) -> list[tuple[float, np.ndarray]]:
 def _panel(across: str, up: str) -> tuple[Figure, Axes]:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    figure, (axes,) = house._figure(1, _HEIGHT)
+    figure, (axes,) = house.panels(1, _HEIGHT)
     axes.set_xscale("log")
     # Powers of ten alone would leave an axis of less than a decade without a number.
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thalweg.arms import Choice, parse_arm
+from thalweg.arms import Choice, parse_schedule
 from thalweg.budget import Budget
 from thalweg.errors import RecipeError
 from thalweg.reports import terminal_plot
+from thalweg.reports.pictures import DASHES, PALETTE, legend, panels, plain, save
+from thalweg.training.planned import is_closed_form
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_POINTS = 1000
 ENDINGS = (".png", ".svg")
-# A schedule with one of these waits for what training measures. `setup` alone only tells it the plan.
-CLOSED_LOOP = ("observe", "losses", "loss", "gradients", "step", "evaluation")
 Y_LABEL = "learning rate / peak"
 
 
@@ -74,26 +74,14 @@ def curves(arms: Sequence[str], budget: Budget) -> list[Curve]:
     Raises:
         RecipeError: an arm that is no single schedule, or a schedule that a budget alone does not determine.
     """
-    choices = {str(choice): choice for choice in map(_schedule, arms)}
-    return [Curve(name, _points(choice, budget)) for name, choice in choices.items()]
-
-
-def _schedule(arm: str) -> Choice:
-    slots = parse_arm(arm)
-    choice = slots.pop("schedule", None)
-    if choice is None or slots:
-        raise RecipeError(
-            f"{arm!r} is not one schedule",
-            where="schedule plot",
-            fix="Name schedules alone, such as uba:phi=5; `thalweg methods --family schedules` lists them.",
-        )
-    return choice
+    fix = "Name schedules alone, such as uba:phi=5; `thalweg methods --family schedules` lists them."
+    named = [parse_schedule(arm, where="schedule plot", fix=fix) for arm in arms]
+    return [Curve(name, _points(choice, budget)) for name, choice in {str(choice): choice for choice in named}.items()]
 
 
 def _points(choice: Choice, budget: Budget) -> list[tuple[float, float]]:
     schedule = choice.build()
-    waiting = [hook for hook in CLOSED_LOOP if hasattr(schedule, hook)]
-    if waiting or not hasattr(schedule, "factor"):
+    if not is_closed_form(schedule) or not hasattr(schedule, "factor"):
         raise RecipeError(
             f"{choice.name} decides while it trains, so there is nothing to draw before a run",
             where="schedule plot",
@@ -123,21 +111,13 @@ def terminal(drawn: Sequence[Curve], budget: Budget, width: int) -> str:
 
 def figure(drawn: Sequence[Curve], budget: Budget) -> Figure:
     """The curves as a matplotlib figure."""
-    from matplotlib.figure import Figure
-
-    from thalweg.reports.comparison_figures import DASHES, GRID, MUTED, PALETTE, WIDTH, plain
-
-    made = Figure(figsize=(WIDTH, 4.2), layout="constrained", facecolor="white")
-    axes = made.subplots()
+    made, (axes,) = panels(1, 4.2)
     for number, curve in enumerate(drawn):
         x, y = zip(*curve.points, strict=True)
         dash = DASHES[number // len(PALETTE) % len(DASHES)]
         axes.plot(x, y, label=plain(curve.name), color=PALETTE[number % len(PALETTE)][0], linestyle=dash)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.tick_params(colors=MUTED, labelsize=8.5)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.set(xlim=(0, budget.amount), ylim=(0, 1.02 * _top(drawn)), xlabel=budget.unit, ylabel=Y_LABEL)
-    made.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8.5)
+    legend(made, axes)
     return made
 
 
@@ -151,8 +131,6 @@ def write(drawn: Sequence[Curve], budget: Budget, path: Path) -> Path:
     Raises:
         RecipeError: another ending, or a place where no file can be written.
     """
-    from thalweg.reports.comparison_figures import save
-
     check_path(path)
     try:
         return save(figure(drawn, budget), path)

@@ -62,8 +62,40 @@ def assemble(
         started: `time.monotonic()` when the budget's time began.
         quiet: nothing on the terminal.
         show: samples, report and TensorBoard's files; the arena's runs leave them out.
+
+    Raises:
+        UserError: a batch, a monitor or a model that does not go with these ranks.
     """
-    chosen = dict(plan["chosen"])
+    chosen = _shared_out(recipe, plan["chosen"], parallel)
+    process.set_threads(max(chosen["threads"] // parallel.world_size, 1))
+    torch.manual_seed(recipe.seed)
+    model = _model_in_place(chosen, recipe.seed, parallel)
+    token_losses = TokenLosses(model, recipe.objective.build())
+    module = parallel.wrap(token_losses, decoder_blocks(model))
+    groups = parameter_groups(model, chosen["weight_decay"], chosen["lr_scale"])
+    sampler = sampler_of(recipe, chosen, store, parallel)
+    held_out = part_of(store.held_out, recipe.data.evaluate_on)
+    trainer = Trainer(
+        token_losses=token_losses,
+        module=module,
+        data=OnDevice(sampler, parallel.device),
+        optimizer=recipe.optimizer.build(groups, lr=chosen["peak_lr"]),
+        schedule=recipe.schedule.build(),
+        reweighting=recipe.reweighting.build() if recipe.reweighting else None,
+        clock=_clock(recipe, chosen, sampler.windows, started),
+        plan=chosen,
+        recipe=recipe,
+        run=run,
+        parallel=parallel,
+        flops_per_token=flops_per_token(model, context=chosen["context"]),
+        held_out=WindowSampler(held_out, chosen["context"], held_out_rows(held_out, chosen["context"]), 0),
+    )
+    trainer.callbacks = callbacks(recipe, plan, store, held_out, trainer, quiet=quiet, show=show)
+    return trainer
+
+
+def _shared_out(recipe: Recipe, chosen: dict[str, Any], parallel: Parallel) -> dict[str, Any]:
+    """The plan's choices for these ranks: a micro-batch that goes into each one's share of the batch."""
     if chosen["batch_size"] % parallel.world_size:
         raise MachineError(
             f"a batch of {chosen['batch_size']} windows cannot be divided over {parallel.world_size} ranks",
@@ -77,44 +109,30 @@ def assemble(
             where="training.shard",
             fix="Leave out --shard or the monitor.",
         )
-    chosen["micro_batch"] = largest_divisor(chosen["batch_size"] // parallel.world_size, chosen["micro_batch"])
-    process.set_threads(max(chosen["threads"] // parallel.world_size, 1))
-    torch.manual_seed(recipe.seed)
-    model = build_model(chosen, recipe.seed)
+    micro_batch = largest_divisor(chosen["batch_size"] // parallel.world_size, chosen["micro_batch"])
+    return {**chosen, "micro_batch": micro_batch}
+
+
+def _model_in_place(chosen: dict[str, Any], seed: int, parallel: Parallel) -> PreTrainedModel:
+    """The model on this rank's device, ready to train."""
+    model = build_model(chosen, seed)
     model.to(parallel.device)  # type: ignore[arg-type]
     model.train()
     use_fastest_attention(model, parallel.device, chosen["precision"], chosen["context"])
     if chosen["compile"]:
         for block in decoder_blocks(model):
             block.compile()
-    token_losses = TokenLosses(model, recipe.objective.build())
-    module = parallel.wrap(token_losses, decoder_blocks(model))
-    groups = parameter_groups(model, chosen["weight_decay"], chosen["lr_scale"])
-    sampler = sampler_of(recipe, chosen, store, parallel)
-    held_out = part_of(store.held_out, recipe.data.evaluate_on)
-    clock = Clock(
+    return model
+
+
+def _clock(recipe: Recipe, chosen: dict[str, Any], windows: int, started: float) -> Clock:
+    """Of the recipe's budget, for a corpus of so many windows."""
+    return Clock(
         recipe.budget,
-        epoch_tokens=sampler.windows * chosen["context"],
+        epoch_tokens=windows * chosen["context"],
         started=started,
         step_seconds=chosen["batch_size"] * chosen["context"] / chosen["tokens_per_second"],
     )
-    trainer = Trainer(
-        token_losses=token_losses,
-        module=module,
-        data=OnDevice(sampler, parallel.device),
-        optimizer=recipe.optimizer.build(groups, lr=chosen["peak_lr"]),
-        schedule=recipe.schedule.build(),
-        reweighting=recipe.reweighting.build() if recipe.reweighting else None,
-        clock=clock,
-        plan=chosen,
-        recipe=recipe,
-        run=run,
-        parallel=parallel,
-        flops_per_token=flops_per_token(model, context=chosen["context"]),
-        held_out=WindowSampler(held_out, chosen["context"], held_out_rows(held_out, chosen["context"]), 0),
-    )
-    trainer.callbacks = callbacks(recipe, plan, store, held_out, trainer, quiet=quiet, show=show)
-    return trainer
 
 
 def held_out_rows(held_out: Any, context: int) -> int:

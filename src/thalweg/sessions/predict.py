@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from thalweg import catalog
+from thalweg.arms import Choice, parse_schedule
 from thalweg.budget import Budget
 from thalweg.errors import BudgetError, RecipeError
 from thalweg.laws.lr_annealing import CONVENTIONS, LAW_ERROR, MOMENTA, AnnealingLaw, fit, warmup_steps
-from thalweg.recipe import Choice, parse_arm
 from thalweg.sessions import schedule_search
 from thalweg.sessions.planned_rates import closed_forms, planned_rates
 from thalweg.sessions.run_curves import RunCurve, read
@@ -25,6 +25,7 @@ from thalweg.sessions.run_curves import RunCurve, read
 REFITS = 200
 POINTS = 200  # of a forecast curve
 MOST_STEPS = 20_000_000
+ALONE = "Name a schedule alone, such as uba:phi=5: the law's constants belong to the rest of the recipe."
 SEARCHED = (
     "The best of many forecasts is likely to promise too much, and the law likes falls steeper than any it has seen: "
     "train it, or let `thalweg compare` decide."
@@ -147,7 +148,8 @@ def predict(
     law = fit([run.curve for run in runs], MOMENTA, CONVENTIONS, bootstrap=REFITS, seed=seed)
     main = runs[0]
     steps = main.total if budget is None else steps_of(Budget.parse(budget), main)
-    choice = main.recipe.schedule if schedule is None else schedule_of(schedule)
+    own = main.recipe.schedule
+    choice = own if schedule is None else parse_schedule(schedule, where="--schedule", fix=ALONE)
     rates = planned_rates(choice, steps, main) if schedule or budget else own_rates(main)
     # Training losses are averages of noisy ones: what a single one would be is of no interest.
     view = _View(law, level, 1.0 if measure == "held_out" else 0.0)
@@ -204,19 +206,6 @@ def own_rates(run: RunCurve) -> np.ndarray:
         return run.rates
     planned = planned_rates(run.recipe.schedule, run.total, run)
     return np.concatenate([run.rates, planned[len(run.rates) :]])
-
-
-def schedule_of(arm: str) -> Choice:
-    """The one schedule that an arm names."""
-    slots = parse_arm(arm)
-    choice = slots.pop("schedule", None)
-    if choice is None or slots:
-        raise RecipeError(
-            f"{arm!r} is not one schedule",
-            where="--schedule",
-            fix="Name a schedule alone, such as uba:phi=5: the law's constants belong to the rest of the recipe.",
-        )
-    return choice
 
 
 def steps_of(budget: Budget, run: RunCurve) -> int:

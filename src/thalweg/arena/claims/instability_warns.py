@@ -12,25 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.arena.claims.finding import Finding
+from thalweg.arena.claims.small_run import small_run
 from thalweg.errors import TrainingError
-from thalweg.recipe import Recipe
 from thalweg.runs import Run
-from thalweg.sessions.train import train
 
 STEPS, EVERY = 100, 5
 HEALTHY, UNSTABLE = 0.01, (0.5, 2.0)
-SETTING: dict[str, Any] = {
-    "budget": f"{STEPS} steps",
-    "model": "0.2M",
-    "training": {
-        "batch_size": 8,
-        "micro_batch": 8,
-        "weight_decay": 0.0,
-        "precision": "float32",
-        "compile": "off",
-        "evaluate_every": f"{STEPS} steps",
-    },
-}
 
 
 def instability_warns(seed: int = 0, corpus: str = "stdlib") -> Finding:
@@ -58,13 +45,11 @@ def instability_warns(seed: int = 0, corpus: str = "stdlib") -> Finding:
 
 def _trained(rate: float, seed: int, corpus: str, out: Path) -> dict[str, Any]:
     """The step of the first warning, and the mean training loss of the last tenth."""
-    data = {"corpus": corpus, "tokenizer": "bpe:512", "context": 64}
-    training = {**SETTING["training"], "peak_lr": rate}
     arm = f"adamw+constant:warmup=0.1+instability:every={EVERY}"
-    recipe = Recipe.parse(arm, seed=seed, data=data, **{**SETTING, "training": training})
+    settings = {"peak_lr": rate, "weight_decay": 0.0, "evaluate_every": f"{STEPS} steps"}
     # An unstable run may end early: what it wrote until then is what is asked for.
     with contextlib.suppress(TrainingError):
-        train(recipe, out, quiet=True, show=False)
+        small_run(arm, STEPS, seed, corpus, out, **settings)
     steps = list(Run.open(out).metrics("step"))
     last = [line["loss"] for line in steps[-STEPS // 10 :]]
     warned = next((line["step"] for line in steps if "warning" in line), None)

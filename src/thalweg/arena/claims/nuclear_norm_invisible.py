@@ -1,7 +1,7 @@
 """Does the matrix nuclear norm only look? Train twice, with the monitor and without, and compare every bit.
 
 A monitor may not change what it measures: with the same seed each step's loss, the held-out loss and the weights must
-be the same numbers, not nearly the same. The runs go through `thalweg.train`, as a user's would.
+be the same numbers, not nearly the same.
 """
 
 from __future__ import annotations
@@ -12,25 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.arena.claims.finding import Finding
-from thalweg.recipe import Recipe
+from thalweg.arena.claims.small_run import small_run
 from thalweg.runs import Run
-from thalweg.sessions.train import train
 
 STEPS, EVERY = 60, 5
-SETTING: dict[str, Any] = {
-    "budget": f"{STEPS} steps",
-    "model": "0.2M",
-    # All that a machine's speed could decide is said, so that the two runs have one plan.
-    "training": {
-        "batch_size": 8,
-        "micro_batch": 8,
-        "peak_lr": 0.01,
-        "weight_decay": 0.1,
-        "precision": "float32",
-        "compile": "off",
-        "evaluate_every": f"{STEPS // 3} steps",
-    },
-}
 
 
 def nuclear_norm_invisible(seed: int = 0, corpus: str = "stdlib") -> Finding:
@@ -64,8 +49,8 @@ def nuclear_norm_invisible(seed: int = 0, corpus: str = "stdlib") -> Finding:
 
 def _trained(arm: str, seed: int, corpus: str, out: Path) -> dict[str, Any]:
     """Losses of all steps, held-out bits per byte of all evaluations, a hash of the weights, the monitor's scores."""
-    data = {"corpus": corpus, "tokenizer": "bpe:512", "context": 64}
-    result = train(Recipe.parse(arm, seed=seed, data=data, **SETTING), out, quiet=True, show=False)
+    settings = {"peak_lr": 0.01, "weight_decay": 0.1, "evaluate_every": f"{STEPS // 3} steps"}
+    result = small_run(arm, STEPS, seed, corpus, out, **settings)
     run = Run.open(out)
     steps = list(run.metrics("step"))
     return {
