@@ -185,20 +185,27 @@ def draw(budgets: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
 
 
 def page(options: argparse.Namespace, text: str, figure: Path) -> str:
-    """What docs/guide/schedules.md says; the sentences about what came out are written by hand around it."""
+    """The page of the guide: what was run, the table, the figure."""
     where = machine()
-    return "\n".join(
-        [
-            f"Model {options.model}, {options.optimizer}, {options.batch} windows of {options.context} tokens a step, "
-            f"{options.seeds} seeds, {len(options.rates)} peak rates tried for each schedule and budget. Held-out bits "
-            "per byte, mean over seeds; differences from linear with their 95% intervals (Student's t over paired "
-            "seeds), better or worse where that holds after Holm's adjustment. A star: the best rate lies at the edge "
-            "of what was tried.\n",
-            text,
-            f"\n![Bits per byte of every schedule over those of linear, against the budget](figures/{figure.name})\n",
-            f"Measured by `benchmarks/schedules.py` on {where['processor']}, torch {where['torch']}.\n",
-        ]
-    )
+    return f"""# Schedules under small budgets
+
+Every schedule of the catalogue at a quarter, half and all of {options.steps} steps, each run from the start with its
+own budget: model {options.model}, {options.optimizer}, {options.batch} windows of {options.context} tokens a step,
+{options.seeds} seeds. For each schedule and budget the best of {len(options.rates)} peak rates was found first, on a seed
+and on held-out documents of their own; all other options are defaults. `autolrs` pays for its search out of the budget;
+`refined` was made from a run with linear decay that it does not pay for. `dal` (for plain gradient descent) and
+`fedhyper` (trains by clients) have no place in this table.
+
+Held-out bits per byte, mean over seeds, and the difference from linear with its 95% interval (Student's t over paired
+seeds); better or worse where that stands after Holm's adjustment for all of them. A star: the best rate lies at the edge
+of what was tried. Small models and few seeds: what this says is about budgets of this size.
+
+{text}
+
+![Bits per byte of every schedule over those of linear, against the budget](figures/{figure.name})
+
+Measured by `python benchmarks/schedules.py` on {where["processor"]}, torch {where["torch"]}.
+"""
 
 
 def main() -> None:
