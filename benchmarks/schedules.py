@@ -191,14 +191,14 @@ def page(options: argparse.Namespace, text: str, figure: Path) -> str:
 
 Every schedule of the catalogue at a quarter, half and all of {options.steps} steps, each run from the start with its
 own budget: model {options.model}, {options.optimizer}, {options.batch} windows of {options.context} tokens a step,
-{options.seeds} seeds. For each schedule and budget the best of {len(options.rates)} peak rates was found first, on a seed
-and on held-out documents of their own; all other options are defaults. `autolrs` pays for its search out of the budget;
-`refined` was made from a run with linear decay that it does not pay for. `dal` (for plain gradient descent) and
+{options.seeds} seeds. For each schedule and budget the best of {len(options.rates)} peak rates was found first, on a
+seed and on held-out documents of their own; all other options are defaults. `autolrs` pays for its search out of the
+budget; `refined` was made from a run with linear decay that it does not pay for. `dal` (for plain gradient descent) and
 `fedhyper` (trains by clients) have no place in this table.
 
 Held-out bits per byte, mean over seeds, and the difference from linear with its 95% interval (Student's t over paired
-seeds); better or worse where that stands after Holm's adjustment for all of them. A star: the best rate lies at the edge
-of what was tried. Small models and few seeds: what this says is about budgets of this size.
+seeds); better or worse where that stands after Holm's adjustment for all of them. A star: the best rate lies at the
+edge of what was tried. Small models and few seeds: what this says is about budgets of this size.
 
 {text}
 
