@@ -151,7 +151,7 @@ def recipes(draw):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(recipes())
 def test_arms_and_recipes_round_trip(recipe):
     slots = parse_arm(recipe.arm)
@@ -160,7 +160,7 @@ def test_arms_and_recipes_round_trip(recipe):
     assert set(slots) <= set(catalog.SLOTS)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(recipes())
 def test_toml_round_trips(tmp_path_factory, recipe):
     path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
@@ -169,7 +169,7 @@ def test_toml_round_trips(tmp_path_factory, recipe):
     assert Recipe.read(path).toml() == recipe.toml()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=40))
 def test_any_text_is_a_recipe_or_a_user_error(text):
     with contextlib.suppress(UserError):

@@ -23,6 +23,7 @@ _HOMES = {
     "prepare": "thalweg.data",
     "resume": "thalweg.sessions.train",
     "train": "thalweg.sessions.train",
+    "wind_tunnel": "thalweg.arena.wind_tunnel",
     "write_report": "thalweg.reports",
 }
 __all__ = ["__version__", *_HOMES]

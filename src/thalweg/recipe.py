@@ -76,6 +76,7 @@ class Recipe(Strict):
     budget: BudgetField = Budget(120.0, "seconds")
     seed: int = Field(0, ge=0, lt=2**63)
     model: str = Field("auto", description="'auto', a size such as '5M', or a Hugging Face model folder")
+    laws: str = Field("auto", min_length=1, description="'auto', 'built-in' or a laws.json of a wind tunnel")
     data: Data = Data()
     training: Training = Training()
     optimizer: Choice = Field(default_factory=lambda: default_choice("optimizer"))
@@ -152,6 +153,8 @@ class Recipe(Strict):
     def toml(self) -> str:
         """The recipe as TOML; fields left to the planner are left out."""
         table: dict[str, Any] = {"budget": str(self.budget), "seed": self.seed, "model": self.model}
+        if self.laws != "auto":
+            table["laws"] = self.laws
         table["data"] = self.data.model_dump(exclude_none=True)
         table["training"] = self.training.model_dump(exclude_none=True)
         for slot in ONE_PLACE_SLOTS:

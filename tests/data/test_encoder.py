@@ -43,7 +43,7 @@ _ALPHABET = st.sampled_from(
 @given(st.text(alphabet=_ALPHABET, max_size=40) | st.text(max_size=40))
 @example("foo\u3000 bar")
 @example("!\u200b x'll 'll\n \n")
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 def test_the_word_cache_gives_the_tokenizers_own_ids(text: str) -> None:
     assert cached(text, _TOOL) == plainly(text)
 

@@ -49,7 +49,7 @@ def test_accounting_oracle():
 
 
 @given(st.floats(0, 1), st.integers(1, 70), st.integers(0, 10**9), st.integers(1, 200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_stretch_of_batches_has_its_share_to_a_row(rate, batch_size, first, count):
     replay = sampler(rate, batch_size)
     olds = sum(int(replay.replayed(step).sum()) for step in range(first, first + count))
@@ -57,7 +57,7 @@ def test_any_stretch_of_batches_has_its_share_to_a_row(rate, batch_size, first, 
 
 
 @given(st.floats(0.001, 0.999), st.integers(0, 10**6), st.sampled_from([1, 2, 4, 8]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_ranks_share_the_global_batch_evenly(rate, step, world):
     whole = sampler(rate, 32).batch(step)
     ranks = [sampler(rate, 32, rank=rank, world=world) for rank in range(world)]

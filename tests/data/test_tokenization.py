@@ -23,7 +23,7 @@ TOKENIZER = train_bpe(SAMPLE, 300)
 
 
 @given(st.text())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_decoding_gives_back_the_text(text: str) -> None:
     ids = TOKENIZER.encode(text, add_special_tokens=False, split_special_tokens=True)
     assert TOKENIZER.decode(ids) == text

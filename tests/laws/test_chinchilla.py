@@ -149,7 +149,7 @@ def test_interval_holds_a_new_run():
     """Over twelve noise draws at least ten 95% intervals hold a new noisy run, and none is vacuous."""
     inside = 0
     for seed in range(12):
-        law = fit(points(0.004, seed), bootstrap=100)
+        law = fit(points(0.004, seed), refits=100)
         low, high = law.interval(32e6, 1e9)
         run = TRUTH.predict(32e6, 1e9) * np.exp(0.004 * np.random.default_rng(100 + seed).normal())
         inside += low <= run <= high
@@ -157,8 +157,8 @@ def test_interval_holds_a_new_run():
     assert inside >= 10
 
 
-def test_bootstrap_is_reproducible():
-    first, second = (fit(points(0.002), bootstrap=20, seed=3).interval(1e7, 1e9) for _ in range(2))
+def test_refits_are_reproducible():
+    first, second = (fit(points(0.002), refits=20, seed=3).interval(1e7, 1e9) for _ in range(2))
     assert first == second
 
 

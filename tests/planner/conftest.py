@@ -16,12 +16,13 @@ from thalweg.planner.profile import MachineProfile
 from thalweg.recipe import Recipe
 
 CONSTANTS = {
-    "source": "made up for tests",
+    "schema": 1, "source": "made up for tests", "arm": "muon", "corpus": "made up", "content_hash": None,
+    "tokenizer_hash": None, "rates": {}, "points": [], "refits": [], "errors": [],
     "law": {"E": 0.9, "A": 30.0, "B": 200.0, "alpha": 0.3, "beta": 0.35, "sigma": 0.03},
     "vocab_size": 4096,
     "batch": {"tokens": 4096, "at_tokens": 1_000_000, "exponent": 0.5},
     "context": {"smallest": 256, "growth_tokens": 40_000, "largest": 2048},
-}
+}  # fmt: skip
 PEAK = 1e11
 
 
@@ -37,7 +38,9 @@ def corpus(tokens: float = 1e9, vocab_size: int = 4096) -> SimpleNamespace:
     """A token store as far as planning looks at it."""
     split = SimpleNamespace(name="train", token_count=int(tokens), byte_count=int(3.5 * tokens))
     held_out = SimpleNamespace(name="held_out", token_count=max(int(tokens / 20), 2), byte_count=int(tokens / 6))
-    return SimpleNamespace(train=split, held_out=held_out, vocab_size=vocab_size, manifest={"content": "c0ffee"})
+    return SimpleNamespace(
+        train=split, held_out=held_out, vocab_size=vocab_size, manifest={"content": "c0ffee", "tokenizer_hash": "7ea"}
+    )
 
 
 def machine(**changes: object) -> MachineProfile:

@@ -23,7 +23,7 @@ FIXED = {"data": {"context": 32}, "training": {"batch_size": 8}}
 # -- what the recipe says --------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     rows=st.integers(1, 40),
     micro=st.integers(1, 64),
@@ -58,7 +58,7 @@ def test_one_line_of_reason_for_every_decision(made_up):
     assert set(plan["reasons"]) < set(plan["chosen"])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 12), st.sampled_from(["2min", "500 steps", "30M tokens"]))
 def test_ranks_share_a_batch_equally(made_up, ranks, budget):
     plan = made_up.plan(budget=budget, ranks=ranks)
@@ -86,7 +86,7 @@ def test_precision_follows_the_machine(made_up):
 # -- steps -----------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.one_of(
         st.builds("{} steps".format, st.integers(1, 400)),

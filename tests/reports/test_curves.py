@@ -101,7 +101,7 @@ def test_logarithmic_trend_of_a_power_is_exact_and_needs_positive_values() -> No
     assert curve.trend(logarithmic=True) == []
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3000))
 def test_extremes_of_any_curve_survive(values: list[float]) -> None:
     curve = Curve()

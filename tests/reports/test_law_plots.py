@@ -39,7 +39,7 @@ def offered() -> list[Candidate]:
 def figures() -> dict[str, Figure]:
     law = asymptote.fit(np.array(ENDS), refits=20)
     return {
-        "chinchilla": law_plots.chinchilla(chinchilla.fit(RUNS, bootstrap=10), RUNS),
+        "chinchilla": law_plots.chinchilla(chinchilla.fit(RUNS, refits=10), RUNS),
         "infinite": law_plots.infinite_compute(
             {"regularised": law, "the paper's": REGULARISED},
             dict.fromkeys(("regularised", "the paper's"), ENDS),

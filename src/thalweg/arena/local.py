@@ -13,7 +13,7 @@ from typing import Any
 
 from thalweg.arena.division import Division, divide
 from thalweg.arena.unit import Unit
-from thalweg.errors import MachineError
+from thalweg.errors import ArenaError, MachineError
 from thalweg.planner.machine_limits import core_count
 
 
@@ -112,6 +112,16 @@ class Local:
         """Do a unit as soon as a slot is free; the answer has `status` and perhaps `error`."""
         assert self._pool is not None, "prepare comes first"
         return self._pool.submit(self._perform, unit)
+
+    def probe(self, job: dict[str, Any], seconds: float) -> float:
+        """Tokens a second of one run while all slots do the same; `job` has a `recipe` and what was `chosen`."""
+        assert self._pool is not None, "prepare comes first"
+        said = {**job, "kind": "probe", "threads": self.threads, "seconds": seconds, "log": os.devnull}
+        answers = list(self._pool.map(lambda worker: worker.ask(said), self._workers[: self.slots]))
+        failed = next((answer for answer in answers if "tokens_per_second" not in answer), None)
+        if failed is not None:
+            raise ArenaError(f"a few steps of {job['chosen']['model']} failed: {failed.get('error')}")
+        return sum(answer["tokens_per_second"] for answer in answers) / len(answers)
 
     def _perform(self, unit: Unit) -> dict[str, Any]:
         worker = self._free.get()

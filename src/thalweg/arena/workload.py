@@ -15,6 +15,7 @@ from thalweg.arena.unit import Unit
 from thalweg.arms import Choice, choices_of, parse_arm
 from thalweg.budget import Budget
 from thalweg.errors import ArenaError
+from thalweg.laws.corpus_laws import BUILT_IN
 from thalweg.planner.measure import Speed, speed
 from thalweg.planner.rules import warmup
 from thalweg.recipe import Recipe, put
@@ -88,7 +89,9 @@ class Workload:
 
     def recipe(self, arm: str, extra: dict[str, Any] | None = None) -> Recipe:
         """The recipe of an arm with what the workload says, and dotted `extra` keys on top."""
-        fields: dict[str, Any] = {"budget": self.budget, "model": self.model, "data": {"corpus": self.corpus}}
+        # Not the laws of a wind tunnel: it has measured the rates of one optimizer, and arms meet on equal terms.
+        fields: dict[str, Any] = {"budget": self.budget, "model": self.model, "laws": BUILT_IN}
+        fields["data"] = {"corpus": self.corpus}
         for key, value in {**self.settings, **(extra or {})}.items():
             put(fields, key, value)
         return Recipe.validated({**fields, **parse_arm(arm)}, where=f"arm {arm}")

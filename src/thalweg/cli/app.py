@@ -21,6 +21,7 @@ from thalweg.cli import (
     schedule,
     sensitivity,
     train,
+    wind_tunnel,
 )
 
 app = typer.Typer(
@@ -53,7 +54,7 @@ def _options(
 
 
 for module in (
-    *(train, plan, extend, anneal, predict, compare, sensitivity, claim, claims),
+    *(train, plan, wind_tunnel, extend, anneal, predict, compare, sensitivity, claim, claims),
     *(evaluate, generate, report, methods),
 ):
     app.command(module.NAME, epilog=module.EXAMPLES)(module.run)

@@ -20,6 +20,7 @@ def run(
     arm: Annotated[str | None, typer.Option("--arm", "-a", help="As for train.")] = None,
     model: Annotated[str | None, typer.Option(help="As for train.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="As for train.")] = None,
+    laws: Annotated[str | None, typer.Option(help="As for train.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="As for train.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory that training may use, such as 8GB.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the plan.")] = Path("plan.json"),
@@ -27,7 +28,7 @@ def run(
     """Show what a budget would buy: size, tokens, rate, expected loss, and why."""
     from thalweg.cli.options import recipe_from
 
-    said = {"budget": budget, "model": model, "data.tokenizer": tokenizer}
+    said = {"budget": budget, "model": model, "data.tokenizer": tokenizer, "laws": laws}
     show(recipe_from(source, arm, said, settings or []), memory, out)
 
 

@@ -33,6 +33,8 @@ def show_plan(plan: dict[str, Any]) -> None:
     for key, label in _DECISIONS:
         table.add_row(label, _written(key, chosen), plan["reasons"].get(key, ""))
     console.print(table)
+    for line in law_lines(plan):
+        console.print(line, style="dim")
     machine = plan["machine"]
     foretold = _bits(chosen["predicted_bits_per_byte"], chosen["predicted_low"], chosen["predicted_high"])
     console.print(
@@ -41,6 +43,20 @@ def show_plan(plan: dict[str, Any]) -> None:
         f"{chosen['tokens_per_second']:,.0f} tokens/s; "
         f"{machine['peak_flops'][chosen['precision']] / 1e9:,.0f} GFLOP/s measured on this machine."
     )
+
+
+def law_lines(plan: dict[str, Any]) -> list[str]:
+    """Which laws the plan rests on, with their constants and error: of the loss, and of the peak rate."""
+    law, optimizer = plan["law"], plan["chosen"]["optimizer"].split(":")[0]
+    lines = [
+        f"Law, {law['origin']}: {law['E']:.4g} + {law['A']:.3g} / N^{law['alpha']:.3f} + {law['B']:.3g} / "
+        f"D^{law['beta']:.3f} bits per byte, of which a run misses by {law['sigma']:.1%} ({law['source']})"
+    ]
+    rule = law["rates"].get(optimizer)
+    if rule is None:
+        return [*lines, f"Rate: the rule on the card of {optimizer}"]
+    rate = f"{rule['peak_lr']:g} ({rule['at_width']} / width)^{rule['width_exponent']:g}"
+    return [*lines, f"Rate, {law['origin']}: {rate} for {optimizer} ({rule['source']})"]
 
 
 def _bits(value: float | None, low: float | None, high: float | None) -> str:

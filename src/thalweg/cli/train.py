@@ -33,6 +33,9 @@ def run(
     ] = None,
     model: Annotated[str | None, typer.Option(help="A size such as 5M, or a Hugging Face model folder.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help='"bpe:4096", or a Hugging Face tokenizer folder.')] = None,
+    laws: Annotated[
+        str | None, typer.Option(help='"auto", "built-in", or what `thalweg wind-tunnel` wrote for a corpus.')
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, data order and noise.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The run folder. Default: runs/<date>-<time>.")
@@ -55,6 +58,7 @@ def run(
         "budget": budget,
         "model": model,
         "data.tokenizer": tokenizer,
+        "laws": laws,
         "seed": seed,
         "training.shard": shard,
     }

@@ -6,7 +6,7 @@ negative or overflow on the way; a prediction is a log-sum-exp of three straight
     log L = LSE(a - alpha log N, b - beta log D, e),
 
 whose gradient is the softmax of the three. Everything takes a stack of thetas [S, 5] and points [P], so
-thousands of starts and bootstrap refits cost one pass of array arithmetic each round.
+thousands of starts and refits cost one pass of array arithmetic each round.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from scipy.optimize import minimize
 
 # Exponents outside this range predict nonsense, and a law with a zero exponent has two constants for one
 # thing.
+LARGEST_EXPONENT = 4.0
 _LOW = np.array([-60.0, -60.0, -30.0, 1e-4, 1e-4])
-_HIGH = np.array([120.0, 120.0, 10.0, 4.0, 4.0])
+_HIGH = np.array([120.0, 120.0, 10.0, LARGEST_EXPONENT, LARGEST_EXPONENT])
+BOUNDS = _LOW, _HIGH
 _FINALISTS = 12
 
 
@@ -66,24 +68,22 @@ def refine(
     d: np.ndarray,
     loss: np.ndarray,
     delta: float,
-    weights: np.ndarray | None = None,
     rounds: int = 20,
 ) -> np.ndarray:
     """Levenberg-Marquardt on reweighted squares, all starts [S, 5] at once, each with its own damping.
 
     Args:
-        weights: of the points for each start [S, P], as bootstrap counts; None means one.
+        loss: log measurements, [P] for all or [S, P].
         rounds: steps tried; one that does not improve is undone and damped tenfold.
     """
     theta = np.clip(theta, _LOW, _HIGH)
-    weights = np.ones((1, len(n))) if weights is None else weights
     damping = np.full(len(theta), 1e-2)
     residuals, shares = _residuals(theta, n, d, loss)
-    cost = (weights * huber(residuals, delta)).sum(axis=1)
+    cost = huber(residuals, delta).sum(axis=1)
     for _ in range(rounds):
         # The square that touches the Huber loss at the present residual: weight 1 inside delta, delta / |r|
         # outside.
-        pull = weights * np.minimum(1.0, delta / np.maximum(np.abs(residuals), 1e-300))
+        pull = np.minimum(1.0, delta / np.maximum(np.abs(residuals), 1e-300))
         slopes = np.stack([shares[0], shares[1], shares[2], -shares[0] * n, -shares[1] * d], axis=-1)
         weighted = slopes * pull[..., None]
         curvature = np.swapaxes(weighted, 1, 2) @ slopes
@@ -92,7 +92,7 @@ def refine(
         diagonal += damping[:, None] * diagonal + 1e-12
         trial = np.clip(theta + np.linalg.solve(curvature, downhill[..., None])[..., 0], _LOW, _HIGH)
         new_residuals, new_shares = _residuals(trial, n, d, loss)
-        new_cost = (weights * huber(new_residuals, delta)).sum(axis=1)
+        new_cost = huber(new_residuals, delta).sum(axis=1)
         better = new_cost < cost
         theta = np.where(better[:, None], trial, theta)
         residuals = np.where(better[:, None], new_residuals, residuals)

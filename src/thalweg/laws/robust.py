@@ -60,9 +60,14 @@ class RobustFit:
             level: share of new runs inside.
             seed: of the errors added.
         """
-        noise = np.random.default_rng(seed).normal(size=(len(centers), 20)) * self.errors[:, None]
-        low, high = np.exp(between(centers[:, None] + noise, level))
-        return low, high
+        return new_run(centers, self.errors, level, seed)
+
+
+def new_run(centers: np.ndarray, errors: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Where a new run should fall: what each refit predicts for it (log, [R]) with errors of its size [R] added."""
+    noise = np.random.default_rng(seed).normal(size=(len(centers), 20)) * errors[:, None]
+    low, high = np.exp(between(centers[:, None] + noise, level))
+    return float(low), float(high)
 
 
 def between(values: np.ndarray, level: float) -> tuple[float, float]:
@@ -97,15 +102,31 @@ def fit(
     """
     theta = minimise(law, measured, starts, bounds, delta)
     fitted = law(theta[None])[0]
-    spare = len(measured) - len(theta)
+    simulated, errors, sigma = simulate(fitted, measured, len(theta), spread, refits, seed)
+    others = refine(law, simulated, np.tile(theta, (refits, 1)), bounds, delta, rounds=60)
+    return RobustFit(theta, others, errors, measured - fitted, sigma)
+
+
+def simulate(
+    fitted: np.ndarray, measured: np.ndarray, constants: int, spread: float | None, refits: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Measurements as the fitted law might have given them.
+
+    Args:
+        fitted, measured: log predictions and log measurements [P].
+        constants: that were fitted.
+        spread, refits, seed: as for `fit`.
+
+    Returns:
+        The simulated log measurements [R, P], the size of the errors of each [R], and sigma.
+    """
+    spare = len(measured) - constants
     sigma = error_size(measured - fitted, spare) if spread is None else spread
     generator = np.random.default_rng(seed)
     errors = np.full(refits, sigma)
     if spread is None:
         errors = sigma * np.sqrt(spare / generator.chisquare(spare, size=refits))
-    simulated = fitted + errors[:, None] * generator.normal(size=(refits, len(measured)))
-    others = refine(law, simulated, np.tile(theta, (refits, 1)), bounds, delta, rounds=60)
-    return RobustFit(theta, others, errors, measured - fitted, float(sigma))
+    return fitted + errors[:, None] * generator.normal(size=(refits, len(measured))), errors, float(sigma)
 
 
 def error_size(residuals: np.ndarray, spare: int) -> float:

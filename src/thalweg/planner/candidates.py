@@ -105,9 +105,10 @@ class Candidates:
         tokens = self._tokens(size, layout, rate)
         forecast, merit = Forecast(None, None, None), math.inf
         if not size.own:
-            forecast = rules.predicted_bits_per_byte(size.law_parameters, max(tokens, 1.0), unique)
+            laws = self.situation.laws
+            forecast = rules.predicted_bits_per_byte(size.law_parameters, max(tokens, 1.0), unique, laws)
             nominal = max(self._nominal_tokens(size), 1.0)
-            merit = rules.predicted_bits_per_byte(size.law_parameters, nominal, unique).value or math.inf
+            merit = rules.predicted_bits_per_byte(size.law_parameters, nominal, unique, laws).value or math.inf
         measured = size.name in self.speeds.known
         return Candidate(size, layout, rate, tokens, tokens / unique, forecast, merit, measured)
 
@@ -209,7 +210,7 @@ class Candidates:
         unique = self.situation.store.train.token_count
 
         def distance(candidate: Candidate) -> float:
-            paired = rules.paired_parameters(max(candidate.tokens, 1.0), unique)
+            paired = rules.paired_parameters(max(candidate.tokens, 1.0), unique, self.situation.laws)
             return abs(math.log(candidate.size.law_parameters / paired))
 
         return min(table, key=distance)

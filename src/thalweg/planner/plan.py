@@ -78,7 +78,7 @@ class Planner:
             "candidates": [candidate.row() for candidate in table],
             "reasons": {name: decision.reason for name, decision in decisions.items()},
             "machine": self.profile.to_dict() | {"peak_flops": self.here.peaks},
-            "law": rules.constants()["law"] | {"source": rules.constants()["source"]},
+            "law": self.here.laws.described(),
             "data": {
                 "content_hash": store.manifest["content"],
                 "train_tokens": store.train.token_count,
@@ -92,7 +92,7 @@ class Planner:
         recipe = self.here.recipe
         require_compiler(self.here)
         if recipe.training.peak_lr is None:
-            rules.peak_lr(catalog.lookup(recipe.optimizer.name), width=1)
+            rules.peak_lr(catalog.lookup(recipe.optimizer.name), 1, self.here.laws)
         self.candidates.table()
 
     def _steps(self, chosen: Candidate) -> int:
@@ -122,7 +122,7 @@ class Planner:
         if training.peak_lr is not None:
             lr = Decision(training.peak_lr, AS_SAID)
         else:
-            lr = (rules.peak_lr_of_trained if size.own else rules.peak_lr)(card, size.width)
+            lr = (rules.peak_lr_of_trained if size.own else rules.peak_lr)(card, size.width, self.here.laws)
         if training.weight_decay is not None:
             decay = Decision(training.weight_decay, AS_SAID)
         else:
@@ -147,7 +147,7 @@ class Planner:
             # What the runs before this one have read counts, too.
             start = self.here.recipe.start
             known = tokens + (start.tokens if start is not None else 0)
-            forecast = rules.predicted_bits_per_byte(chosen.size.law_parameters, known, unique)
+            forecast = rules.predicted_bits_per_byte(chosen.size.law_parameters, known, unique, self.here.laws)
         seconds = tokens / chosen.rate
         saving = assumptions.CHECKPOINT_BYTES * chosen.size.stored / assumptions.CHECKPOINT_RATE
         return {

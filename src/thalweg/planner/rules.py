@@ -1,6 +1,7 @@
 """The planner's rules: one small function a decision, each returning the value and the reason in words.
 
-Constants come from `constants.json`, which `benchmarks/calibrate.py` measures on the embedded corpus.
+The loss and the peak rate follow laws that were measured on a corpus and are handed in; see `which_laws`. The other
+constants, and the laws of the embedded corpus, come from `constants.json`; `benchmarks/calibrate.py` measures those.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any, NamedTuple
 
 from thalweg.catalog import Card, lookup
 from thalweg.errors import RecipeError
-from thalweg.laws.chinchilla import ChinchillaLaw
+from thalweg.laws.corpus_laws import BUILT_IN, Laws
+from thalweg.laws.rate_rule import RateRule
 from thalweg.laws.repetition import effective_tokens, weight_decay_factor
 from thalweg.recipe import Choice, default_choice
 
@@ -90,12 +92,21 @@ def largest_divisor(rows: int, most: int) -> int:
 # -- the optimizer and the schedule ---------------------------------------------------------------------------------
 
 
-def peak_lr(card: Card, width: int) -> Decision:
-    """Peak learning rate: measured at one width, carried to others by the optimizer's measured exponent.
+def peak_lr(card: Card, width: int, laws: Laws) -> Decision:
+    """Peak learning rate: measured at one width, carried to others by an exponent.
 
     Raises:
-        RecipeError: the optimizer's card has no measured rate.
+        RecipeError: neither the laws nor the optimizer's card have a measured rate.
     """
+    rule = laws.rates.get(card.name) or card_rule(card)
+    reason = f"{rule.peak_lr:g} at width {rule.at_width} was best for {card.name}"
+    if card.name in laws.rates and laws.origin != BUILT_IN:
+        reason += " in the wind tunnel"
+    return Decision(_rounded(rule.at(width)), f"{reason}; falls as width^-{rule.width_exponent:g}")
+
+
+def card_rule(card: Card) -> RateRule:
+    """The rule on an optimizer's card. Raises RecipeError where there is none."""
     base = card.defaults
     if "peak_lr" not in base:
         raise RecipeError(
@@ -103,14 +114,12 @@ def peak_lr(card: Card, width: int) -> Decision:
             where="training.peak_lr",
             fix="Say one: --set training.peak_lr=0.001.",
         )
-    value = base["peak_lr"] * (base["at_width"] / width) ** base["width_exponent"]
-    reason = f"{base['peak_lr']:g} at width {base['at_width']} was best for {card.name}"
-    return Decision(_rounded(value), f"{reason}; falls as width^-{base['width_exponent']:g}")
+    return RateRule(base["peak_lr"], base["at_width"], base["width_exponent"], f"the card of {card.name}")
 
 
-def peak_lr_of_trained(card: Card, width: int) -> Decision:
+def peak_lr_of_trained(card: Card, width: int, laws: Laws) -> Decision:
     """Peak rate for a model that comes trained: a tenth of the rate from scratch (a common choice, not measured)."""
-    found = peak_lr(card, width)
+    found = peak_lr(card, width, laws)
     return Decision(
         _rounded(found.value / 10), f"a tenth of the rate from scratch, since the model comes trained; {found.reason}"
     )
@@ -157,27 +166,23 @@ def method(choice: Choice, slot: str) -> Decision:
 # -- the law --------------------------------------------------------------------------------------------------------
 
 
-def predicted_bits_per_byte(parameters: float, tokens: float, unique_tokens: float) -> Forecast:
+def predicted_bits_per_byte(parameters: float, tokens: float, unique_tokens: float, laws: Laws) -> Forecast:
     """Held-out bits a byte after training: L(N, D) with repeated data discounted, and its 95% interval.
 
     Args:
         parameters: N, parameters in matrix products (non-embedding and output table).
         tokens: D, tokens trained on, repeats counted each time.
         unique_tokens: tokens in the training split.
+        laws: whose law is used.
     """
-    law = constants()["law"]
-    fitted = ChinchillaLaw(**{key: law[key] for key in ("E", "A", "B", "alpha", "beta")})
-    value = float(fitted.predict(parameters, effective_tokens(tokens, unique_tokens)))
-    spread = math.exp(1.96 * law["sigma"])
-    return Forecast(value, value / spread, value * spread)
+    return Forecast(*laws.forecast(parameters, effective_tokens(tokens, unique_tokens)))
 
 
-def paired_parameters(tokens: float, unique_tokens: float) -> float:
+def paired_parameters(tokens: float, unique_tokens: float, laws: Laws) -> float:
     """The N that the law pairs with so many tokens at least compute; repeated tokens are discounted.
 
     At the least loss for a given N * D the two falling parts of the law are worth the same, alpha A / N^alpha =
     beta B / D^beta, which is solved for N.
     """
-    law = constants()["law"]
-    worth = effective_tokens(tokens, unique_tokens)
-    return (law["alpha"] * law["A"] / (law["beta"] * law["B"]) * worth ** law["beta"]) ** (1 / law["alpha"])
+    law, worth = laws.law, effective_tokens(tokens, unique_tokens)
+    return (law.alpha * law.A / (law.beta * law.B) * worth**law.beta) ** (1 / law.alpha)

@@ -10,10 +10,12 @@ import torch
 
 from thalweg.data import TokenStore
 from thalweg.errors import BudgetError
+from thalweg.laws.corpus_laws import Laws
 from thalweg.planner import machine_speed
 from thalweg.planner.assumptions import CLOSING_SECONDS, FREE_SHARE, PROCESS_BYTES
 from thalweg.planner.profile import MachineProfile
 from thalweg.planner.rules import AS_SAID, Decision
+from thalweg.planner.which_laws import which_laws
 from thalweg.recipe import Recipe
 
 
@@ -23,6 +25,7 @@ class Situation:
 
     Attributes:
         recipe, store: what to train, on what.
+        laws: that the loss and the peak rate are taken from.
         device: of this rank. ranks: how many there are in all; those of a CPU share its cores and memory.
         threads: of a rank.
         precision: "float32" or "bfloat16", with the reason.
@@ -33,6 +36,7 @@ class Situation:
 
     recipe: Recipe
     store: TokenStore
+    laws: Laws
     device: torch.device
     ranks: int
     threads: int
@@ -67,6 +71,7 @@ def situation(
 
     Raises:
         BudgetError: the time is spent before training begins.
+        UserError: the recipe names a file of laws that holds none.
     """
     # Ranks on a CPU divide one machine; on GPUs each has its own.
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) if world_size > 1 else 1
@@ -84,6 +89,7 @@ def situation(
     return Situation(
         recipe=recipe,
         store=store,
+        laws=which_laws(recipe.laws, store),
         device=device,
         ranks=world_size,
         threads=max(profile.threads // sharing, 1),

@@ -42,7 +42,7 @@ def drawn_options(draw, name):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_finite_and_in_range_for_any_options(name, data):
     options = drawn_options(data.draw, name)
