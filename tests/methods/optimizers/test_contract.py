@@ -296,7 +296,7 @@ def test_many_small_steps_are_not_lost_in_bfloat16(name):
     """Steps of a thousandth of a weight near 1, which bfloat16 alone would round away."""
     wide = torch.nn.Parameter(torch.ones(6, 4))
     narrow = torch.nn.Parameter(torch.ones(6, 4, dtype=torch.bfloat16))
-    optimizers = [build(name, [parameter], lr=3e-4) for parameter in (wide, narrow)]
+    optimizers = [build(name, [parameter], lr=1e-3) for parameter in (wide, narrow)]
     gradient = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
     for _ in range(40):
         wide.grad, narrow.grad = gradient.float(), gradient.clone()

@@ -1,11 +1,8 @@
-"""Muon against a plain matrix-by-matrix reference, its scales, its kinds, and two ranks against one."""
+"""Muon against a plain matrix-by-matrix reference, its scales and its kinds."""
 
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -169,61 +166,3 @@ def test_mistakes_are_named(options, said):
 def test_a_vector_among_matrices_is_refused():
     with pytest.raises(RecipeError, match="matrix"):
         Muon([{"params": [torch.nn.Parameter(torch.ones(3))], "kind": "matrix"}])
-
-
-def sharded_step(rank, folder):
-    """One rank of two: a model under FSDP2 takes three steps; rank 0 writes what comes out."""
-    import torch.distributed as dist
-    from safetensors.torch import save_file
-    from torch.distributed.fsdp import fully_shard
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    # 5 and 3 rows do not divide by two ranks: uneven shards.
-    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Linear(5, 3)).double()
-    mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
-    fully_shard(model, mesh=mesh)
-    optimizer = Muon(model.parameters(), lr=0.05, weight_decay=0.1)
-    for step in range(3):
-        inputs = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
-        model(inputs).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    full = {name: parameter.detach().full_tensor() for name, parameter in model.named_parameters()}
-    if rank == 0:
-        save_file(full, f"{folder}/result.safetensors")
-    # Nobody leaves while another rank may still be talking to it.
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
-def test_two_sharded_ranks_equal_one(tmp_path):
-    from safetensors.torch import load_file
-
-    # This file run as a script is one rank: what goes wrong there is seen here, from whatever folder pytest runs.
-    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(tmp_path)], env=os.environ | loopback, stderr=subprocess.PIPE
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=120)[1].decode() for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Linear(5, 3)).double()
-    optimizer = Muon(model.parameters(), lr=0.05, weight_decay=0.1)
-    for step in range(3):
-        inputs = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
-        model(inputs).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    result = load_file(tmp_path / "result.safetensors")
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(result[name], parameter.detach(), atol=1e-12, rtol=0)
-
-
-if __name__ == "__main__":
-    sharded_step(int(sys.argv[1]), sys.argv[2])
