@@ -1,11 +1,11 @@
-"""Hessian-vector products against Hessians written out."""
+"""Hessian-vector products against Hessians written out, and Lanczos against matrices whose spectra are known."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from thalweg.numerics.curvature import finite_difference_product, gradient, hessian_vector_product, norm
+from thalweg.numerics.curvature import finite_difference_product, gradient, hessian_vector_product, lanczos, norm
 
 
 def network(dtype=torch.float64):
@@ -95,3 +95,88 @@ def test_norms():
     tensors = [torch.tensor([3.0, -4.0]), torch.tensor([[12.0]])]
     assert float(norm(tensors)) == pytest.approx(13.0)
     assert float(norm(tensors, order=1.0)) == pytest.approx(19.0)
+
+
+def matrix_of(values, seed=0, dtype=torch.float64):
+    """A symmetric matrix with these eigenvalues, and a random vector, both for one tensor or two in a list."""
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator, dtype=torch.float64)).Q
+    matrix = (basis * torch.tensor(values, dtype=torch.float64)) @ basis.T
+    return matrix.to(dtype), [torch.randn(len(values), generator=generator, dtype=dtype)]
+
+
+def test_lanczos_finds_the_top_of_a_known_spectrum():
+    values = [50.0, 30.0, 29.0, *torch.linspace(-5, 10, 97).tolist()]
+    matrix, start = matrix_of(values)
+    found = lanczos(lambda v: [matrix @ v[0]], start, count=3, tolerance=1e-8)
+    assert found.values == pytest.approx([50.0, 30.0, 29.0], rel=1e-6)
+    assert max(found.errors) < 1e-6
+    assert found.products < 60
+    for value, vector in zip(found.values, found.vectors, strict=True):
+        assert float(norm(vector)) == pytest.approx(1.0)
+        assert float((matrix @ vector[0] - value * vector[0]).norm()) < 1e-6
+
+
+def test_lanczos_wants_the_largest_and_not_the_largest_in_size():
+    """Power iteration would end at -80."""
+    matrix, start = matrix_of([-80.0, -3.0, 1.0, 2.0, 7.0, 4.0])
+    assert lanczos(lambda v: [matrix @ v[0]], start, tolerance=1e-10).values == pytest.approx([7.0])
+
+
+def test_errors_bound_the_distance_to_an_eigenvalue():
+    values = torch.linspace(0.0, 1.0, 200).square().tolist()
+    matrix, start = matrix_of(values)
+    found = lanczos(lambda v: [matrix @ v[0]], start, count=2, steps=12, tolerance=0.0)
+    assert found.products == 12
+    for value, error in zip(found.values, found.errors, strict=True):
+        assert 1e-6 < min(abs(value - true) for true in values) <= error * (1 + 1e-9) < 0.1
+
+
+def test_a_few_steps_suffice_where_few_dimensions_matter():
+    """An exact answer in single precision, for a matrix of rank one and a start in three dimensions of twenty."""
+    direction = torch.randn(20, generator=torch.Generator().manual_seed(3))
+    found = lanczos(lambda v: [direction * (direction @ v[0])], [torch.ones(20)], count=1)
+    assert found.values[0] == pytest.approx(float(direction @ direction), rel=1e-5)
+    assert found.products == 2
+    diagonal = torch.arange(20.0)
+    start = torch.zeros(20)
+    start[[3, 7, 11]] = 1.0
+    found = lanczos(lambda v: [diagonal * v[0]], [start], count=5)
+    assert found.values == pytest.approx([11.0, 7.0, 3.0], rel=1e-5)
+
+
+def test_one_step_gives_the_rayleigh_quotients_of_power_iteration():
+    """diag(1, 10) from (1, 1): 9.9109, 9.9991, 9.99999 after one, two and three products."""
+    scales, vector, quotients = torch.tensor([1.0, 10.0], dtype=torch.float64), torch.ones(2).double(), []
+    for _ in range(3):
+        vector = scales * vector
+        quotients += lanczos(lambda v: [scales * v[0]], [vector], steps=1).values
+    assert quotients == pytest.approx([9.9109, 9.9991, 9.99999], abs=6e-5)
+    warm = lanczos(lambda v: [scales * v[0]], [vector], tolerance=1e-2)
+    assert warm.products == 1
+
+
+def test_spectrum_of_a_hessian_over_several_tensors():
+    parameters, loss, _, _ = network()
+    columns = []
+    for index in range(10):
+        flat = torch.zeros(10, dtype=torch.float64)
+        flat[index] = 1.0
+        columns.append(flattened(hessian_vector_product(loss, parameters, [flat[:6].view(3, 2), flat[6:].view(2, 2)])))
+    expected = torch.linalg.eigvalsh(torch.stack(columns)).flip(0)
+    start = [torch.ones_like(parameter) for parameter in parameters]
+    found = lanczos(lambda v: hessian_vector_product(loss, parameters, v), start, count=2, tolerance=1e-10)
+    assert found.values == pytest.approx(expected[:2].tolist(), rel=1e-6)
+    assert [part.shape for part in found.vectors[0]] == [(3, 2), (2, 2)]
+
+
+def test_descent_is_stable_while_rate_times_curvature_is_below_two():
+    matrix, start = matrix_of([6.0, 2.0, 0.5])
+    [top] = lanczos(lambda v: [matrix @ v[0]], start, tolerance=1e-10).values
+    ends = []
+    for limit in (1.98, 2.02):
+        x = start[0].clone()
+        for _ in range(400):
+            x = x - limit / top * (matrix @ x)
+        ends.append(float(x.norm()))
+    assert ends[0] < 1e-2 < 1e2 < ends[1]

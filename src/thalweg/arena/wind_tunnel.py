@@ -38,7 +38,7 @@ from thalweg.laws.corpus_laws import Laws
 from thalweg.laws.rate_rule import RateRule
 from thalweg.laws.repetition import effective_tokens
 from thalweg.planner import rules, which_laws
-from thalweg.reports import comparison_figures, law_plots
+from thalweg.reports import law_plots, pictures
 from thalweg.runs import write_text
 
 LEAST_STEPS = 100
@@ -280,7 +280,7 @@ class Tunnel:
             origin=str(self.out / "laws.json"),
         )
         write_text(self.out / "laws.json", json.dumps(laws.to_dict(), indent=1) + "\n")
-        comparison_figures.save(law_plots.chinchilla(laws.law, rows), self.out / "laws.svg")
+        pictures.save(law_plots.chinchilla(laws.law, rows), self.out / "laws.svg")
         which_laws.keep(laws, store)
         return laws
 

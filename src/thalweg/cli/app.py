@@ -15,6 +15,7 @@ from thalweg.cli import (
     extend,
     generate,
     methods,
+    mup_check,
     plan,
     predict,
     report,
@@ -54,7 +55,7 @@ def _options(
 
 
 for module in (
-    *(train, plan, wind_tunnel, extend, anneal, predict, compare, sensitivity, claim, claims),
+    *(train, plan, wind_tunnel, extend, anneal, predict, compare, sensitivity, mup_check, claim, claims),
     *(evaluate, generate, report, methods),
 ):
     app.command(module.NAME, epilog=module.EXAMPLES)(module.run)

@@ -122,7 +122,9 @@ class Planner:
         if training.peak_lr is not None:
             lr = Decision(training.peak_lr, AS_SAID)
         else:
-            lr = (rules.peak_lr_of_trained if size.own else rules.peak_lr)(card, size.width, self.here.laws)
+            base = rules.base_width(recipe.callbacks, size.width)
+            lr = (rules.peak_lr_of_trained if size.own else rules.peak_lr)(card, base.value, self.here.laws)
+            lr = Decision(lr.value, lr.reason + base.reason)
         if training.weight_decay is not None:
             decay = Decision(training.weight_decay, AS_SAID)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,6 +124,16 @@ def peak_lr_of_trained(card: Card, width: int, laws: Laws) -> Decision:
     return Decision(
         _rounded(found.value / 10), f"a tenth of the rate from scratch, since the model comes trained; {found.reason}"
     )
+
+
+def base_width(callbacks: Iterable[Choice], width: int) -> Decision:
+    """The width to take the peak rate at: the model's, or the `base_width` of a method that scales rates from there."""
+    for choice in callbacks:
+        option = lookup(choice.name).options.get("base_width")
+        if option is not None:
+            value = int(choice.options.get("base_width", option.default))
+            return Decision(value, f"; that of width {value}, from which {choice.name} carries it")
+    return Decision(width, "")
 
 
 def weight_decay(card: Card, epochs: float, parameters_per_token: float) -> Decision:

@@ -69,10 +69,14 @@ def assemble(
     chosen = _shared_out(recipe, plan["chosen"], parallel)
     process.set_threads(max(chosen["threads"] // parallel.world_size, 1))
     torch.manual_seed(recipe.seed)
-    model = _model_in_place(chosen, recipe.seed, parallel)
+    parts = [named(choice) for choice in recipe.callbacks]
+    model = _model_in_place(parts, chosen, recipe.seed, parallel)
     token_losses = TokenLosses(model, recipe.objective.build())
     module = parallel.wrap(token_losses, decoder_blocks(model))
     groups = parameter_groups(model, chosen["weight_decay"], chosen["lr_scale"])
+    for part in parts:
+        if hasattr(part, "groups"):
+            groups = part.groups(model, groups)
     sampler = sampler_of(recipe, chosen, store, parallel)
     held_out = part_of(store.held_out, recipe.data.evaluate_on)
     trainer = Trainer(
@@ -90,7 +94,7 @@ def assemble(
         flops_per_token=flops_per_token(model, context=chosen["context"]),
         held_out=WindowSampler(held_out, chosen["context"], held_out_rows(held_out, chosen["context"]), 0),
     )
-    trainer.callbacks = callbacks(recipe, plan, store, held_out, trainer, quiet=quiet, show=show)
+    trainer.callbacks = [*parts, *house_callbacks(plan, store, held_out, trainer, quiet=quiet, show=show)]
     return trainer
 
 
@@ -113,9 +117,9 @@ def _shared_out(recipe: Recipe, chosen: dict[str, Any], parallel: Parallel) -> d
     return {**chosen, "micro_batch": micro_batch}
 
 
-def _model_in_place(chosen: dict[str, Any], seed: int, parallel: Parallel) -> PreTrainedModel:
-    """The model on this rank's device, ready to train."""
-    model = build_model(chosen, seed)
+def _model_in_place(parts: list[Any], chosen: dict[str, Any], seed: int, parallel: Parallel) -> PreTrainedModel:
+    """The model as the recipe's methods prepare it, on this rank's device, ready to train."""
+    model = installed(parts, build_model(chosen, seed))
     model.to(parallel.device)  # type: ignore[arg-type]
     model.train()
     use_fastest_attention(model, parallel.device, chosen["precision"], chosen["context"])
@@ -133,6 +137,14 @@ def _clock(recipe: Recipe, chosen: dict[str, Any], windows: int, started: float)
         started=started,
         step_seconds=chosen["batch_size"] * chosen["context"] / chosen["tokens_per_second"],
     )
+
+
+def installed(parts: list[Any], model: PreTrainedModel) -> PreTrainedModel:
+    """The model as the recipe's methods prepare it; what sets rates, too, goes by the shape that the others leave."""
+    for part in sorted(parts, key=lambda part: hasattr(part, "groups")):
+        if hasattr(part, "install"):
+            model = part.install(model)
+    return model
 
 
 def held_out_rows(held_out: Any, context: int) -> int:
@@ -160,15 +172,15 @@ def named(choice: Choice) -> Any:
     return part
 
 
-def callbacks(
-    recipe: Recipe, plan: dict[str, Any], store: TokenStore, held_out: Any, trainer: Trainer, *, quiet: bool, show: bool
+def house_callbacks(
+    plan: dict[str, Any], store: TokenStore, held_out: Any, trainer: Trainer, *, quiet: bool, show: bool
 ) -> list[Any]:
-    """The recipe's callbacks and the house's own. The order matters:
+    """The house's own callbacks, which come after the recipe's. The order matters:
 
     monitors add numbers before the metrics line is written, the line is written before the checkpoint that
     covers it, an evaluation belongs to the checkpoint after it, and the report comes last.
     """
-    chosen, training = trainer.plan, recipe.training
+    chosen, training = trainer.plan, trainer.recipe.training
     bytes_per_token = store.train.byte_count / store.train.token_count
     folder = CheckpointFolder(trainer.run.checkpoints, keep=training.keep)
     house: list[Any] = [
@@ -188,7 +200,6 @@ def callbacks(
     if trainer.parallel.main and not quiet:
         house.append(LiveLine(bytes_per_token))
     return [
-        *(named(choice) for choice in recipe.callbacks),
         *house,
         Interruption(),
         Ending(),
