@@ -69,7 +69,7 @@ class WidthSeries:
     @property
     def rate(self) -> float:
         """The optimizer's own peak rate at the base width."""
-        return float(rules.peak_lr(catalog.lookup(self.choice.name), self.base_width).value)
+        return rules.card_rule(catalog.lookup(self.choice.name)).at(self.base_width)
 
     def model(self, width: int, parameterisation: str, seed: int, lr: float) -> tuple[LlamaForCausalLM, Any]:
         """A fresh model, and its optimizer with a rate that is meant for the base width."""
