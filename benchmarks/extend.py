@@ -1,7 +1,9 @@
 """What a continued run costs against one that was planned for the whole budget from the start.
 
-A run of a budget is extended by as much again, from its last checkpoint and from the end of its trunk, and compared
-with a run of twice the budget on the same held-out documents, over seeds. Goal: within 1%.
+A finished run of a budget is extended to twice the budget (`--budget "600 steps"`: from the end of its trunk, where its
+decayed steps are walked again), and by as much again (`--budget "+300 steps"`) from there and from its last checkpoint.
+All are compared with a run that was planned for twice the budget, on the same held-out documents, over seeds. Goal: a
+run extended to twice the budget ends within 1%. What each cost in all, steps left behind included, is told.
 
 Examples:
     python benchmarks/extend.py --json results/extend.json
@@ -18,10 +20,17 @@ from typing import Any
 from _common import finish, say, spread, table, verdict
 
 GOAL = 1.01
+NAMES = {
+    "whole": "planned for the budget from the start",
+    "first": "half the budget",
+    "twice": "extended to the budget",
+    "stable": "extended by half the budget",
+    "last": "the same, --from last",
+}
 
 
-def measured(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, float]:
-    """Held-out bits per byte of the whole run and of both continuations."""
+def measured(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, dict[str, float]]:
+    """Held-out bits per byte of the whole run and of the continuations, and the steps that each has cost in all."""
     from thalweg import Recipe, train
     from thalweg.sessions.extend import extend
 
@@ -32,19 +41,15 @@ def measured(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, 
     first = train(recipe(options.steps), folder / "first", quiet=True)
     whole = train(recipe(2 * options.steps), folder / "whole", quiet=True)
     more = f"+{options.steps} steps"
-    trunk_left = options.steps - round(options.steps * 0.6)
-    last = extend(first.folder, more, out=folder / "last", quiet=True)
-    # From the end of the trunk the decayed steps are walked again, so that the total of steps kept is the same.
-    stable = extend(
-        first.folder,
-        f"+{options.steps + trunk_left} steps",
-        schedule="wsd:warmup=0.0,decay=0.4",
-        start="stable",
-        out=folder / "stable",
-        quiet=True,
-    )
-    found = {"first": first, "whole": whole, "last": last, "stable": stable}
-    return {name: float(result.bits_per_byte or float("nan")) for name, result in found.items()}
+    twice = extend(first.folder, f"{2 * options.steps} steps", out=folder / "twice", quiet=True)
+    stable = extend(first.folder, more, out=folder / "stable", quiet=True)
+    last = extend(first.folder, more, start="last", out=folder / "last", quiet=True)
+    found = {"first": first, "whole": whole, "twice": twice, "stable": stable, "last": last}
+    before = {"first": 0, "whole": 0}
+    return {
+        name: {"bits_per_byte": float(one.bits_per_byte or "nan"), "steps": one.step + before.get(name, options.steps)}
+        for name, one in found.items()
+    }
 
 
 def main() -> None:
@@ -61,14 +66,15 @@ def main() -> None:
             runs.append(measured(options, seed, Path(folder)))
         say(f"  seed {seed}: {runs[-1]}")
     rows, ratios = [], {}
-    for name, words in (("first", "half the budget"), ("last", "extended"), ("stable", "extended from its trunk")):
-        ratios[name] = [run[name] / run["whole"] for run in runs]
+    for name, words in NAMES.items():
+        values = [run[name]["bits_per_byte"] for run in runs]
+        ratios[name] = [run[name]["bits_per_byte"] / run["whole"]["bits_per_byte"] for run in runs]
         middle = sum(ratios[name]) / len(runs)
-        goal = f"{GOAL}: {verdict(middle, GOAL, at_least=False)}" if name == "last" else ""
-        mean = sum(run[name] for run in runs) / len(runs)
-        rows.append([words, f"{mean:.4f}", spread(ratios[name]), goal])
-    rows.append(["planned for it from the start", f"{sum(run['whole'] for run in runs) / len(runs):.4f}", "1", ""])
-    header = ["run", "bits per byte", "over the planned one", "goal (at most)"]
+        goal = f"{GOAL}: {verdict(middle, GOAL, at_least=False)}" if name == "twice" else ""
+        rows.append(
+            [words, f"{runs[0][name]['steps']:,}", f"{sum(values) / len(runs):.4f}", spread(ratios[name]), goal]
+        )
+    header = ["run", "steps in all", "bits per byte", "over the planned one", "goal (at most)"]
     said = {name: value for name, value in vars(options).items() if name != "json"}
     finish(table(header, rows), {"options": said, "runs": runs, "ratios": ratios}, options.json)
 

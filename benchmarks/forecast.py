@@ -52,7 +52,9 @@ def trained(options: argparse.Namespace, model: str, schedule: str, length: floa
     from thalweg.runs import Run
 
     steps = round(options.steps * length)
-    name = re.sub(r"[^A-Za-z0-9.=]+", "-", f"{model}-{options.optimizer}-{schedule}-{steps}-seed{options.seed}")
+    rate = f"-rate{options.rate:g}" if options.rate else ""
+    name = f"{model}-{options.optimizer}-{schedule}-{steps}{rate}-seed{options.seed}"
+    name = re.sub(r"[^A-Za-z0-9.=]+", "-", name)
     folder = options.runs / name
     if folder.exists() and any(Run.open(folder).metrics("finish")):
         return folder
@@ -113,7 +115,7 @@ def one_model(options: argparse.Namespace, model: str) -> dict[str, Any]:
     from thalweg.runs import Run
     from thalweg.sessions.run_curves import read
 
-    first = trained(options, model, *FITTED[0], {})
+    first = trained(options, model, *FITTED[0], {"peak_lr": options.rate} if options.rate else {})
     # What the planner chose for the first run holds for all, whatever their length.
     settings = {name: Run.open(first).plan["chosen"][name] for name in ("batch_size", "peak_lr", "weight_decay")}
     folders = [first, *(trained(options, model, *one, settings) for one in (*FITTED[1:], *UNSEEN))]
@@ -208,6 +210,7 @@ def main() -> None:
     parser.add_argument("--corpus", default="stdlib", help="(stdlib)")
     parser.add_argument("--context", type=int, help="tokens a window (the planner's)")
     parser.add_argument("--batch", type=int, help="windows a step (the planner's)")
+    parser.add_argument("--rate", type=float, help="peak rate of all runs (the planner's)")
     parser.add_argument("--evaluations", type=int, default=40, help="of the fitted runs (40)")
     parser.add_argument("--seed", type=int, default=0, help="of all runs (0)")
     parser.add_argument("--runs", type=Path, default=Path("runs/forecast"), help="where runs are kept (runs/forecast)")
@@ -216,7 +219,7 @@ def main() -> None:
     models = {model: one_model(options, model) for model in options.model or ["1M", "4M"]}
     for found in models.values():
         found["summary"] = summary(found["unseen"])
-    kept = ("steps", "optimizer", "corpus", "context", "batch", "evaluations", "seed")
+    kept = ("steps", "optimizer", "corpus", "context", "batch", "rate", "evaluations", "seed")
     finish(
         report(options, models),
         {"options": {name: getattr(options, name) for name in kept}, "models": models},

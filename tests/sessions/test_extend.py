@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from thalweg.errors import BudgetError, RunError
 from thalweg.recipe import Recipe
 from thalweg.runs import Run
-from thalweg.sessions.extend import ancestor, anneal, continued_recipe, extend
+from thalweg.sessions.extend import ancestor, anneal, continued_recipe, extend, left, spent
 from thalweg.sessions.train import resume, train
 from thalweg.training.checkpoints import read_state
 
@@ -70,22 +70,59 @@ def test_going_on_with_the_same_schedule_is_the_longer_run(trunk, small, tmp_pat
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
+def test_a_run_extended_to_a_budget_is_the_run_planned_for_it(trunk, small, tmp_path):
+    """From the trunk by default, with the decay counted over all steps: bit for bit the run of 30 steps."""
+    whole = train(
+        small(f"adamw+wsd:decay=0.4,warmup={0.05 * 20 / 30!r}", budget="30 steps"), tmp_path / "whole", quiet=True
+    )
+    found = extend(trunk, "30 steps", out=tmp_path / "found", quiet=True)
+    recipe = Run.open(found.folder).recipe
+    assert recipe.start is not None
+    assert (recipe.start.step, str(recipe.budget)) == (10, "20 steps")
+    assert str(recipe.schedule) == "wsd_s:decay=0.6,floor=0.0,shape=linear,warmup=0.0"
+    assert losses(found.folder) == losses(whole.folder)[10:]
+    assert found.bits_per_byte == whole.bits_per_byte
+
+
+def test_budgets_of_continuations(trunk, small, tmp_path):
+    end, middle = ancestor(trunk, "last"), ancestor(trunk)
+    assert (end.step, end.stable, middle.step, middle.stable) == (20, False, 10, True)
+    assert str(left(end, "+20 steps")) == "20 steps"
+    assert str(left(end, "50 steps")) == "30 steps"
+    assert str(left(middle, "50 steps")) == "40 steps"
+    assert left(end, "10000 tokens").amount == 10000 - 20 * 8 * 32
+    assert left(end, "1e15 flops").amount == pytest.approx(1e15 - end.state["flops"])
+    assert left(end, "1h").amount == pytest.approx(3600 - end.state["seconds"])
+    assert left(end, "9 epochs").amount == pytest.approx(9 - spent(end, "tokens") / _epoch(trunk))
+    with pytest.raises(BudgetError, match=r"20 steps in all are spent: step 20") as caught:
+        left(end, "20 steps")
+    assert '"+20 steps"' in str(caught.value.fix)
+    # What an ancestor spent after the checkpoint that was gone on from does not count.
+    second = extend(trunk, "+6 steps", out=tmp_path / "second", quiet=True)
+    assert spent(ancestor(second.folder, "last"), "steps") == 16
+
+
+def _epoch(folder: Path) -> float:
+    chosen = Run.open(folder).plan["chosen"]
+    return float(chosen["tokens"] / chosen["epochs"])
+
+
 def test_the_old_run_is_only_read(trunk, tmp_path):
     before = fingerprint(trunk)
-    found = extend(trunk, "+6 steps", out=tmp_path / "next", quiet=True)
+    found = extend(trunk, "+6 steps", start="last", out=tmp_path / "next", quiet=True)
     assert fingerprint(trunk) == before
     assert found.step == 6
     start = Run.open(found.folder).recipe.start
     assert start is not None
     assert (start.step, start.tokens, start.skip) == (20, 20 * 8 * 32, 20)
     first = next(Run.open(found.folder).metrics("step"))
-    # The rate is back at the peak at once, and the model knows what it knew.
-    assert first["lr"] == pytest.approx(0.005)
+    # Straight down from the peak, and the model knows what it knew.
+    assert first["lr"] == pytest.approx(0.005 * 5 / 6)
     assert first["loss"] < losses(trunk)[0] - 0.5
 
 
 def test_lineage_grows(trunk, tmp_path):
-    second = extend(trunk, "+6 steps", out=tmp_path / "second", quiet=True)
+    second = extend(trunk, "+6 steps", start="last", out=tmp_path / "second", quiet=True)
     third = extend(second.folder, "+4 steps", out=tmp_path / "third", quiet=True)
     told = json.loads((third.folder / "lineage.json").read_text())
     assert [(entry["step"], entry["budget"]) for entry in told] == [(20, "20 steps"), (6, "6 steps")]
@@ -97,7 +134,7 @@ def test_lineage_grows(trunk, tmp_path):
 
 
 def test_a_continuation_resumes_bit_for_bit(trunk, tmp_path):
-    recipe = continued_recipe(ancestor(trunk), "+12 steps")
+    recipe = continued_recipe(ancestor(trunk, "last"), "+12 steps")
     whole = train(recipe, tmp_path / "whole", quiet=True)
     train(recipe, tmp_path / "cut", quiet=True)
     # As a kill after step 8 leaves it: the checkpoints after that and the end were never written.
@@ -118,7 +155,7 @@ def test_the_optimizer_remembers(trunk):
     from thalweg.sessions.train import make_plan
     from thalweg.training.parallel import Parallel
 
-    recipe = continued_recipe(ancestor(trunk), "+6 steps")
+    recipe = continued_recipe(ancestor(trunk, "last"), "+6 steps")
     recipe = Recipe.validated(
         {**recipe.model_dump(), "training": {**recipe.training.model_dump(), "weight_decay": 0.3}}, where="test"
     )
@@ -126,7 +163,7 @@ def test_the_optimizer_remembers(trunk):
     trainer = assemble(recipe, plan, store, Run(trunk.parent / "unused"), Parallel("cpu"), started=0.0, quiet=True)
     assert recipe.start is not None
     inherit(trainer, recipe.start)
-    state = read_state(ancestor(trunk).checkpoint)["optimizer"]["state"]
+    state = read_state(ancestor(trunk, "last").checkpoint)["optimizer"]["state"]
     own = trainer.optimizer.state_dict()["state"]
     assert own.keys() == state.keys()
     assert all(torch.equal(own[key]["exp_avg"], state[key]["exp_avg"]) for key in state)

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from thalweg.sessions.train import Result
     from thalweg.training.trainer import Trainer
 
-# From a decayed checkpoint straight back to the peak, then a decay at the end of the new budget.
-DEFAULT_SCHEDULE = "wsd_s:warmup=0.0,decay=0.4,shape=linear,floor=0.0"
+# Of a continuation whose schedule is left out: the share of all steps, its ancestors' too, that decays at the end.
+DECAY = 0.4
 REPLAY = 0.05
 # Schedules whose trunk stands at the peak rate, where a decay from the peak continues it without a jump.
 AT_PEAK = ("wsd", "constant")
-FROM = ("last", "stable")
+FROM = ("auto", "last", "stable")
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,16 @@ class Ancestor:
         return read_json(self.checkpoint / "state.json")["clock"]
 
 
-def ancestor(folder: str | Path, start: str = "last") -> Ancestor:
-    """The checkpoint of a run to go on from: its "last" sound one, or the "stable" one at the end of its trunk.
+def ancestor(folder: str | Path, start: str = "auto") -> Ancestor:
+    """The checkpoint of a run to go on from.
+
+    Args:
+        folder: of the run.
+        start: "last", its newest sound checkpoint; "stable", the one at the end of its trunk; "auto", the stable one
+            if there is one at the peak rate, and else the last.
 
     Raises:
-        RunError: no run, no sound checkpoint, or no stable one.
+        RunError: no run, no sound checkpoint, or no stable one where that was asked for.
     """
     run = Run.open(folder)
     checkpoints = CheckpointFolder(run.checkpoints)
@@ -67,22 +72,65 @@ def ancestor(folder: str | Path, start: str = "last") -> Ancestor:
     for complaint in complaints:
         warnings.warn(complaint, stacklevel=2)
     trunk = getattr(run.recipe.schedule.build(), "trunk_end", None)
-    if start == "last":
-        return Ancestor(run, newest, trunk is not None and _progress(checkpoints.path(newest)) <= trunk)
-    stable = checkpoints.stable()
-    if stable is None and trunk is not None and _progress(checkpoints.path(newest)) <= trunk:
-        stable = newest  # stopped on its trunk, or a trunk to the end
-    if stable is None or checkpoints.damage(stable):
+    on_trunk = trunk is not None and _progress(checkpoints.path(newest)) <= trunk
+    # Stopped on its trunk, or a trunk to the end: the newest is the stable one.
+    stable = newest if on_trunk else checkpoints.stable()
+    if stable is not None and checkpoints.damage(stable):
+        stable = None
+    if start == "stable" and stable is None:
         raise RunError(
             f"the run has no stable checkpoint: {run.recipe.schedule} has no trunk, or it was not reached",
             where=str(folder),
             fix="Use --from last, which goes back to the peak rate from the last checkpoint.",
         )
-    return Ancestor(run, stable, True)
+    at_peak = run.recipe.schedule.name in (*AT_PEAK, "wsd_s")
+    if stable is not None and (start == "stable" or (start == "auto" and at_peak)):
+        return Ancestor(run, stable, True)
+    return Ancestor(run, newest, on_trunk)
 
 
 def _progress(checkpoint: Path) -> float:
     return read_json(checkpoint / "state.json")["clock"]["progress"]
+
+
+def spent(old: Ancestor, unit: str) -> float:
+    """What a run and its ancestors had spent by the checkpoint, in a budget's unit; nothing that was left behind."""
+    clock, chosen, start = old.state, old.run.plan["chosen"], old.run.recipe.start
+    if unit == "epochs":
+        own = clock["tokens"] * chosen["epochs"] / chosen["tokens"]
+    else:
+        own = clock["step" if unit == "steps" else unit]
+    return float(own) + (spent(Ancestor(Run.open(start.run), start.step, False), unit) if start else 0.0)
+
+
+def left(old: Ancestor, budget: str) -> Budget:
+    """What a continuation may spend: "+30min" is that, "30min" is what is left of it after what `old` has spent.
+
+    Raises:
+        BudgetError: no budget, or one that is spent already.
+    """
+    asked = Budget.parse(budget.strip().removeprefix("+"))
+    if budget.strip().startswith("+"):
+        return asked
+    before = spent(old, asked.unit)
+    if asked.amount <= before:
+        raise BudgetError(
+            f"{asked} in all are spent: step {old.step} of {old.run.folder} stands at {before:g} {asked.unit}",
+            where="--budget",
+            fix=f'Give more, or "+{asked}" for that much on top.',
+        )
+    return Budget(asked.amount - before, asked.unit)
+
+
+def default_schedule(old: Ancestor, budget: Budget) -> str:
+    """wsd_s: on along the trunk, decaying at the end; after a decay, from the peak straight down.
+
+    From a trunk, `DECAY` of all steps decay, so that it ends as a run that was planned for the whole. After a decay
+    what counts is a long fall: in the runs of benchmarks/extend.py another stable part at the peak gained nothing.
+    """
+    whole = spent(old, budget.unit) + budget.amount
+    decay = min(DECAY * whole / budget.amount, 1.0) if old.stable else 1.0
+    return f"wsd_s:warmup=0.0,decay={decay:.4g},shape=linear,floor=0.0"
 
 
 def continued_recipe(
@@ -91,18 +139,19 @@ def continued_recipe(
     """The recipe that goes on from `old` for another `budget`.
 
     Args:
-        budget: what is spent on top, such as "30min" or "+2000 steps".
-        schedule: as an arm spells it; `DEFAULT_SCHEDULE` when left out.
+        budget: "+30min" on top, or "1h" for the run and what it goes on from together; see `left`.
+        schedule: as an arm spells it; `default_schedule` when left out.
         corpus: a new one; the old one is mixed in at the share `replay` of every batch.
     """
     recipe, chosen, clock = old.run.recipe, old.run.plan["chosen"], old.state
     before = recipe.start
     fields: dict[str, Any] = tomllib.loads(recipe.toml())
+    more = left(old, budget)
     same = corpus is None or corpus == recipe.data.corpus
     fields |= {
-        "budget": str(Budget.parse(budget.strip().removeprefix("+"))),
+        "budget": str(more),
         "model": chosen.get("model_folder") or chosen["model"],
-        "schedule": schedule or DEFAULT_SCHEDULE,
+        "schedule": schedule or default_schedule(old, more),
     }
     fields["training"] |= {name: chosen[name] for name in ("batch_size", "micro_batch", "peak_lr", "weight_decay")}
     fields["data"]["context"] = chosen["context"]
@@ -166,7 +215,7 @@ def extend(
     schedule: str | None = None,
     corpus: str | None = None,
     replay: float = REPLAY,
-    start: str = "last",
+    start: str = "auto",
     out: str | Path | None = None,
     quiet: bool = False,
     announce: Callable[[dict[str, Any], Path], None] | None = None,
@@ -175,9 +224,8 @@ def extend(
 
     Args:
         folder: the run to go on from; it is only read.
-        budget: what is spent on top.
-        schedule, corpus, replay: see `continued_recipe`.
-        start: "last", or "stable" to go on from the end of the trunk.
+        budget, schedule, corpus, replay: see `continued_recipe`.
+        start: "auto", "last" or "stable", see `ancestor`.
         out, quiet, announce: as for `train`.
 
     Raises:
@@ -221,9 +269,9 @@ def branch(folder: str | Path, share: float, decay: float) -> tuple[Ancestor, st
             where=str(folder),
             fix="Train the trunk with --set training.keep=100 and training.checkpoint_every, as '100 steps'.",
         )
-    left = total - usable[-1]
-    schedule = Choice(name="wsd", options={"warmup": 0.0, "decay": min((total - leaving) / left, 1.0)})
-    return Ancestor(run, usable[-1], True), f"{left} steps", schedule
+    ahead = total - usable[-1]
+    schedule = Choice(name="wsd", options={"warmup": 0.0, "decay": min((total - leaving) / ahead, 1.0)})
+    return Ancestor(run, usable[-1], True), f"+{ahead} steps", schedule
 
 
 def anneal(
