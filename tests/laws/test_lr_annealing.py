@@ -11,7 +11,16 @@ from thalweg.errors import UserError
 from thalweg.laws import annealing_fit
 from thalweg.laws.annealing_evidence import chain, resampled
 from thalweg.laws.annealing_features import averaged, carried
-from thalweg.laws.lr_annealing import LAW_ERROR, MOMENTA, AnnealingLaw, Curve, features, fit, warmup_steps
+from thalweg.laws.lr_annealing import (
+    LAW_ERROR,
+    MOMENTA,
+    RESIDUAL_ERROR,
+    AnnealingLaw,
+    Curve,
+    features,
+    fit,
+    warmup_steps,
+)
 
 # Losses every 1000 steps of the released example: 20000 steps, peak 2e-4, warm-up 500, cosine to 0 and constant.
 COSINE = (
@@ -291,7 +300,14 @@ def test_the_band_holds_noise_and_the_laws_own_error():
     assert width(noise=0.0, law_error=0.02) == pytest.approx(
         2 * 1.96 * 0.02 * TRUTH.predict(rates, [T], W - 1)[0], rel=0.1
     )
-    assert law.law_error == LAW_ERROR[1]
+
+
+def test_the_laws_own_error_grows_with_what_it_leaves_of_the_curves():
+    clean = [curve(name) for name in ("cosine", "wsd")]
+    assert fit(clean, (0.98,)).law_error == LAW_ERROR[1]
+    noisy = fit([curve(name, noise=5e-3, seed=seed) for seed, name in enumerate(("cosine", "wsd"))], (0.98,))
+    assert noisy.law_error == RESIDUAL_ERROR[1] * noisy.residuals.std()
+    assert noisy.law_error == pytest.approx(0.015, rel=0.2)
     alone, seeds = [curve("cosine")], [curve("cosine", noise=1e-4, seed=seed) for seed in (0, 1)]
     assert fit(alone, (0.98,)).law_error == fit(seeds, (0.98,)).law_error == LAW_ERROR[0]
 

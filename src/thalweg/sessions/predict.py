@@ -17,7 +17,8 @@ from thalweg import catalog
 from thalweg.arms import Choice, parse_schedule
 from thalweg.budget import Budget
 from thalweg.errors import BudgetError, RecipeError
-from thalweg.laws.lr_annealing import CONVENTIONS, LAW_ERROR, MOMENTA, AnnealingLaw, fit, warmup_steps
+from thalweg.laws.annealing_features import schedules
+from thalweg.laws.lr_annealing import CONVENTIONS, MOMENTA, AnnealingLaw, fit, warmup_steps
 from thalweg.sessions import schedule_search
 from thalweg.sessions.planned_rates import closed_forms, planned_rates
 from thalweg.sessions.run_curves import RunCurve, read
@@ -242,7 +243,7 @@ def _rates(choice: Choice, steps: int, run: RunCurve) -> list[np.ndarray]:
 
 def _notes(law: AnnealingLaw, runs: Sequence[RunCurve], rates: np.ndarray) -> list[str]:
     notes = []
-    if law.law_error == LAW_ERROR[0]:
+    if schedules([run.curve for run in runs]) < 2:
         notes.append(
             "Fitted to one schedule only. A second run with another one would make forecasts of other schedules surer."
         )
