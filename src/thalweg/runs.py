@@ -49,6 +49,20 @@ def read_json(path: Path) -> Any:
         raise RunError(f"the file cannot be read: {error}", where=str(path)) from None
 
 
+def output_folder(path: str | Path) -> Path:
+    """A folder for results, made before the work whose results would be lost without it.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the output folder: {error.strerror}", where=str(folder)) from None
+    return folder
+
+
 class Run:
     """A run's folder. Make one with `Run.create` (new) or `Run.open` (existing)."""
 

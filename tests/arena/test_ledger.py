@@ -100,7 +100,7 @@ def test_unknown_names_and_folders_that_cannot_be(tmp_path):
     with pytest.raises(RecipeError, match="no method"):
         ledger.run_claims(["wds"], tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArenaError, match="cannot make the folder"):
+    with pytest.raises(RunError, match="cannot make the output folder"):
         ledger.run_claims(["wsd"], tmp_path / "file")
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from thalweg.arena.sensitivity import sweep
-from thalweg.errors import ArenaError
+from thalweg.errors import ArenaError, RunError
 
 SETTINGS = {"data.tokenizer": "bpe:512", "data.context": 32, "data.held_out": 0.1, "training.batch_size": 8}
 
@@ -44,3 +44,9 @@ def test_mistakes():
         sweep("adamw", rates=[1e-3], quiet=True)
     with pytest.raises(ArenaError):
         sweep("adamw", rates=[0.0, 1e-3], quiet=True)
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError, match="cannot make the output folder"):
+        sweep("adamw", rates=[1e-3, 1e-2], out=tmp_path / "file" / "out", quiet=True)

@@ -27,7 +27,8 @@ from thalweg.arena.submission import Submitter, submitting
 from thalweg.arena.unit import Unit
 from thalweg.arena.workload import TUNING_SEED, Values, Workload
 from thalweg.cache import cache_folder
-from thalweg.errors import ArenaError, RunError
+from thalweg.errors import ArenaError
+from thalweg.runs import output_folder
 
 PLACES = ("local", "ray")
 
@@ -215,12 +216,7 @@ def _execution(on: str, address: str | None, jobs: int | None) -> Any:
 
 
 def _out(out: str | Path | None) -> Path:
-    folder = Path(out) if out is not None else Path("comparisons") / time.strftime("%Y%m%d-%H%M%S")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the output folder: {error.strerror}", where=str(folder)) from None
-    return folder
+    return output_folder(out if out is not None else Path("comparisons") / time.strftime("%Y%m%d-%H%M%S"))
 
 
 def _surroundings(workload: Workload) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from thalweg.arena.claims.finding import files_of, find
 from thalweg.arena.race import FAILS, HOLDS, UNDECIDED, methods_of, race
 from thalweg.catalog import Card
 from thalweg.errors import ArenaError, UserError
-from thalweg.runs import read_json, write_text
+from thalweg.runs import output_folder, read_json, write_text
 
 SCHEMA = 1
 RESULTS = Path("results")
@@ -67,14 +67,10 @@ def run_claims(
 
     Raises:
         RecipeError: there is no method of a name.
-        ArenaError: the folder cannot be made.
+        RunError: the folder cannot be made.
     """
     cards = [catalog.lookup(name, where="claim") for name in dict.fromkeys(names)]
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArenaError(f"cannot make the folder for the records: {error.strerror}", where=str(folder)) from None
+    folder = output_folder(out)
     outcomes = []
     for card in cards:
         if begin is not None:

@@ -15,7 +15,7 @@ from thalweg.arena.workload import Workload
 from thalweg.cache import cache_folder
 from thalweg.errors import ArenaError
 from thalweg.laws.sensitivity import RATES, sensitivity
-from thalweg.runs import Run, write_text
+from thalweg.runs import Run, output_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def sweep(
     """
     if len(set(rates)) < 2 or min(rates) <= 0 or seeds < 1:
         raise ArenaError("a sweep needs two different rates above 0 and a seed", where="--rates, --seeds")
+    folder = output_folder(out)
     workload = Workload(model, corpus, budget, settings or {}, Path(runs))
     workload.prepare(arm)
     grid = sorted(set(rates))
@@ -80,8 +81,6 @@ def sweep(
         losses.append(sum(ended) / len(ended) if len(ended) == seeds else None)
     initial = _initial(list(outcomes.values()))
     told = Sweep(arm, grid, losses, initial, sensitivity(losses, initial))
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "sensitivity.json", json.dumps(told.to_dict(), indent=1) + "\n")
     _draw(told, folder / "sensitivity.png")
     return told

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.errors import RunError
-from thalweg.runs import read_json, write_text
+from thalweg.runs import output_folder, read_json, write_text
 
 FILE = "tunnel.json"
 
@@ -26,16 +26,13 @@ class Memory:
     """
 
     def __init__(self, out: Path, same: dict[str, Any], started: float) -> None:
-        self.path, self.same, self.started = out / FILE, same, started
+        self.path, self.same, self.started = output_folder(out) / FILE, same, started
         self.decided: dict[str, Any] = {}
         self._before = 0.0
         try:
-            out.mkdir(parents=True, exist_ok=True)
             kept = read_json(self.path) if self.path.exists() else {}
             if kept.get("same") == same:
                 self.decided, self._before = dict(kept["decided"]), float(kept["seconds"])
-        except OSError as error:
-            raise RunError(f"cannot make the output folder: {error.strerror}", where=str(out)) from None
         except (RunError, AttributeError, KeyError, TypeError, ValueError):
             self.decided = {}  # damaged: decided anew
 

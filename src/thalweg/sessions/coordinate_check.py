@@ -29,7 +29,7 @@ from thalweg.errors import RecipeError
 from thalweg.models.blocks import decoder_blocks
 from thalweg.reports.comparison_figures import save
 from thalweg.reports.coordinate_plot import coordinate_figure
-from thalweg.runs import write_text
+from thalweg.runs import output_folder, write_text
 from thalweg.sessions.width_series import MUP, PARAMETERISATIONS, STANDARD, WidthSeries, set_rates, shape_at, step
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def coordinate_check(
             "a check needs two different widths, a step, a seed and a rate above 0",
             where="--widths, --steps, --seeds, --rate",
         )
-    series = WidthSeries(optimizer, base_width=widths[0])
+    folder = None if out is None else output_folder(out)
     series = WidthSeries(optimizer, base_width=widths[0])
     for width in widths:
         shape_at(width, series.layers)  # a wrong one is told before anything is trained
@@ -134,9 +134,7 @@ def coordinate_check(
     }
     holds = all(flat(part, slope) for part, slope in growth[MUP].items())
     told = CoordinateCheck(str(series.choice), lr, widths[0], widths, steps, seeds, sizes, changes, growth, holds)
-    if out is not None:
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder is not None:
         write_text(folder / "mup-check.json", json.dumps(told.to_dict(), indent=1) + "\n")
         save(coordinate_figure(told.to_dict()), folder / "mup-check.png")
     return told
