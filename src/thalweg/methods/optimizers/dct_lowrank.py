@@ -121,7 +121,7 @@ class DCTAdamW(Base):
                 left_out = stack.shards(torch.baddbmm(whole, low, subspace, alpha=-1.0))
                 remember(self, stack.parameters, left_out, feedback)
             direction = stack.adam(low, mix)
-            stack.subtract(direction @ subspace, group["lr"] * group["alpha"])
+            stack.subtract_product(direction, subspace, group["lr"] * group["alpha"])
         adamw_update(self, group, others)
 
 

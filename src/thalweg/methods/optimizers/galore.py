@@ -90,5 +90,5 @@ class GaLore(Base):
             gradients = stack.whole(self.grads(stack.parameters))
             subspace = singular_subspace(stack, gradients, group["update_proj_gap"])
             direction = stack.adam(gradients @ subspace)
-            stack.subtract(direction @ subspace.mT, group["lr"] * group["alpha"])
+            stack.subtract_product(direction, subspace.mT, group["lr"] * group["alpha"])
         adamw_update(self, group, others)

@@ -30,8 +30,10 @@ from torch.distributed.tensor import zeros as sharded_zeros
 from thalweg.methods.optimizers.base import Base, Group, working_dtype
 from thalweg.methods.optimizers.sharding import gathered, local, scattered
 
-# Numbers in one stack: bounds what lies about beside the state, which is what these methods want small (64 MiB).
-STACK_ELEMENTS = 1 << 24
+# Numbers in one stack: bounds what lies about beside the state, which is what these methods want small (64 MiB). A CPU
+# gains nothing by more than fits into its cache.
+STACK_ELEMENTS = {"cpu": 1 << 18}
+MOST_ELEMENTS = 1 << 24
 
 
 def rank_of(rank: float, columns: int) -> int:
@@ -65,9 +67,9 @@ class Stack:
     # -- in the shape of the parameters ---------------------------------------------------------------------------
 
     def whole(self, shards: Sequence[Tensor]) -> Tensor:
-        """[b, m, n], a new tensor, from what is laid out like the parameters."""
+        """[b, m, n], not to be changed, from what is laid out like the parameters."""
         pairs = zip(shards, self.parameters, strict=True)
-        return torch.cat([_tall(gathered(shard, parameter)) for shard, parameter in pairs])
+        return _joined([_tall(gathered(shard, parameter)) for shard, parameter in pairs])
 
     def shards(self, whole: Tensor) -> list[Tensor]:
         """The inverse of `whole`: this rank's part of [b, m, n] for every parameter."""
@@ -79,6 +81,20 @@ class Stack:
         weights = self.optimizer.weights(self.parameters)
         torch._foreach_mul_(weights, 1.0 - self.group["lr"] * self.group["weight_decay"])
         torch._foreach_add_(weights, self.shards(direction), alpha=-lr)
+
+    def subtract_product(self, left: Tensor, right: Tensor, lr: float) -> None:
+        """The same with the direction left @ right, of [b, m, r] and [b, r, n], which need not be made."""
+        if any(isinstance(parameter, DTensor) or parameter.ndim > 3 for parameter in self.parameters):
+            self.subtract(left @ right, lr)
+            return
+        weights = self.optimizer.weights(self.parameters)
+        kept = 1.0 - self.group["lr"] * self.group["weight_decay"]
+        for weight, a, b in zip(weights, left.split(self.counts), right.split(self.counts), strict=True):
+            matrices = _matrices(weight)
+            if matrices.shape[1] >= matrices.shape[2]:
+                matrices.baddbmm_(a, b, beta=kept, alpha=-lr)
+            else:
+                matrices.baddbmm_(b.mT, a.mT, beta=kept, alpha=-lr)
 
     # -- state of another shape -----------------------------------------------------------------------------------
 
@@ -104,9 +120,9 @@ class Stack:
         torch._foreach_copy_(states, list(values.split(self.counts)))
 
     def assembled(self, shards: Sequence[Tensor], states: Sequence[Tensor]) -> Tensor:
-        """[b, rows, columns], a new tensor, from what is laid out like `states`."""
+        """[b, rows, columns], not to be changed, from what is laid out like `states`."""
         wholes = [gathered(shard, state) for shard, state in zip(shards, states, strict=True)]
-        return torch.cat([whole.reshape(-1, *whole.shape[-2:]) for whole in wholes])
+        return _joined([whole.reshape(-1, *whole.shape[-2:]) for whole in wholes])
 
     def divided(self, whole: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
         """The inverse of `assembled`."""
@@ -141,7 +157,7 @@ class Stack:
 
 
 def singular_subspace(stack: Stack, gradients: Tensor, gap: int) -> Tensor:
-    """P [b, n, r]: the right singular vectors of the r largest singular values of G, found every `gap` steps.
+    """P [b, n, r], not to be changed: the right singular vectors of G's r largest singular values, every `gap` steps.
 
     A decomposition leaves the signs open, and moments that outlive a subspace depend on them: the largest entry of a
     vector is made positive, so that they do not depend on who decomposed. On GPUs a decomposition waits for the device;
@@ -168,7 +184,7 @@ def stacks(optimizer: Base, group: Group, parameters: list[Tensor]) -> list[Stac
             kinds.setdefault(key, []).append(parameter)
     result: list[Stack] = []
     for (sides, *_), members in kinds.items():
-        room = max(1, STACK_ELEMENTS // math.prod(sides))
+        room = max(1, STACK_ELEMENTS.get(members[0].device.type, MOST_ELEMENTS) // math.prod(sides))
         chunk: list[Tensor] = []
         for parameter in members:
             if chunk and sum(map(_count, chunk)) + _count(parameter) > room:
@@ -185,6 +201,11 @@ def zeros_beside(parameter: Tensor, shape: tuple[int, ...], dtype: torch.dtype) 
         return torch.zeros(shape, dtype=dtype, device=parameter.device)
     placements = [place if place.is_replicate() else Shard(0) for place in parameter.placements]
     return sharded_zeros(*shape, dtype=dtype, device_mesh=parameter.device_mesh, placements=placements)
+
+
+def _joined(pieces: list[Tensor]) -> Tensor:
+    """[b, m, n]; a single piece as it is."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _matrices(tensor: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class Trion(Base):
             factors = newton_schulz(low, group["ns_steps"], group["dtype"])
             scales = [_scale(parameter, group) for parameter in stack.parameters]
             torch._foreach_mul_(list(factors.split(stack.counts)), scales)
-            stack.subtract(factors @ subspace, group["lr"])
+            stack.subtract_product(factors, subspace, group["lr"])
         adamw_update(self, group, others)
 
 

@@ -1,0 +1,298 @@
+"""What a step of an optimizer costs: ours, torch's, and pytorch_optimizer's of the same method, against fused AdamW.
+
+Each contestant steps a Llama of the ladder with fixed random gradients. Rounds alternate between fused AdamW and the
+contestant, so that a machine which slows down slows both; the figure is the median over rounds of time over AdamW's.
+A method that renews something every so many steps (a subspace, say) is timed over the whole interval, where it fits
+into `--gap` steps, and its mean counts. Curvature that another gradient pays for (Sophia's) is not in a step.
+
+Columns: time over fused AdamW's; bytes of state a parameter; bytes that the operations of a step read and write, a
+parameter (fused AdamW: 28, counted operator by operator as torch runs them); time a byte moved over fused AdamW's.
+Goals: ours at least as fast as every other implementation of its method; elementwise methods within 1.25 of fused
+AdamW's time a byte moved. pytorch_optimizer is no dependency: `pip install pytorch_optimizer` to have its rows.
+
+Examples:
+    python benchmarks/optimizers.py --json results/optimizers.json
+    python benchmarks/optimizers.py --model 5M --method lamb --method muon --rounds 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from _common import finish, say, spread, table, verdict
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+VOCABULARY, CONTEXT = 4096, 256
+BYTE_GOAL, FASTEST_GOAL = 1.25, 1.0
+ELEMENTWISE = ("adamw", "lars", "lamb", "sophia")
+# Solves a system as large as the model, so it is for problems of a few hundred numbers.
+LEFT_OUT = ("gradient_normalized",)
+RATE = 1e-4
+
+Groups = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """An implementation of a method. `gap`: steps after which its costs repeat."""
+
+    method: str
+    who: str
+    build: Callable[[Groups], torch.optim.Optimizer]
+    gap: int = 1
+
+
+class Both(torch.optim.Optimizer):
+    """torch's Muon for matrices and fused AdamW for the rest, which is how torch means it to be used."""
+
+    def __init__(self, groups: Groups) -> None:
+        self.parts = [
+            torch.optim.Muon([p for g in groups if g["kind"] == "matrix" for p in g["params"]], lr=RATE),
+            torch.optim.AdamW([p for g in groups if g["kind"] != "matrix" for p in g["params"]], lr=RATE, fused=True),
+        ]
+        super().__init__([p for group in groups for p in group["params"]], {})
+        self.state = {p: state for part in self.parts for p, state in part.state.items()}  # type: ignore[assignment]
+
+    def step(self, closure: Any = None) -> None:
+        for part in self.parts:
+            part.step()
+        self.state = {p: state for part in self.parts for p, state in part.state.items()}  # type: ignore[assignment]
+
+
+class FirstHessian:
+    """pytorch_optimizer's Sophia with its curvature given once; it would differentiate twice in a step otherwise."""
+
+    def __init__(self, groups: Groups) -> None:
+        from pytorch_optimizer import SophiaH
+
+        parameters = [p for group in groups for p in group["params"]]
+        self.inner = SophiaH(parameters, lr=RATE, update_period=1 << 30)
+        self.inner.step(hessian=[torch.ones_like(p) for p in parameters])
+        for state in self.inner.state.values():
+            state.pop("hessian", None)
+        self.state = self.inner.state
+
+    def step(self) -> None:
+        self.inner.step()
+
+
+def ours(method: str) -> Contestant:
+    from thalweg import catalog
+
+    card = catalog.lookup(method)
+    gap = card.options["update_proj_gap"].default if "update_proj_gap" in card.options else 1
+    return Contestant(method, "thalweg", lambda groups: catalog.resolve(method)(groups, lr=RATE), int(gap))
+
+
+def low_rank(name: str, method: str) -> Callable[[Groups], torch.optim.Optimizer]:
+    """pytorch_optimizer's GaLore or Fira with the rank, the interval and the scale of our card."""
+
+    def build(groups: Groups) -> torch.optim.Optimizer:
+        import pytorch_optimizer
+
+        from thalweg import catalog
+
+        options = {key: option.default for key, option in catalog.lookup(method).options.items()}
+        shapes: dict[int, list[Any]] = {}
+        for group in groups:
+            for p in group["params"]:
+                matrix = group["kind"] == "matrix"
+                shapes.setdefault(round(options["rank"] * min(p.shape)) if matrix else 0, []).append(p)
+        own: Groups = []
+        for rank, members in shapes.items():
+            said = {"rank": rank, "update_proj_gap": options["update_proj_gap"], "scale": options["alpha"]}
+            own.append({"params": members, **(said | {"projection_type": "std"} if rank else {})})
+        return getattr(pytorch_optimizer, name)(own, lr=RATE)
+
+    return build
+
+
+def plain(name: str, **options: Any) -> Callable[[Groups], torch.optim.Optimizer]:
+    def build(groups: Groups) -> torch.optim.Optimizer:
+        import pytorch_optimizer
+
+        return getattr(pytorch_optimizer, name)([p for group in groups for p in group["params"]], lr=RATE, **options)
+
+    return build
+
+
+def their_muon(groups: Groups) -> torch.optim.Optimizer:
+    import pytorch_optimizer
+
+    own = [{"params": group["params"], "use_muon": group["kind"] == "matrix"} for group in groups]
+    return pytorch_optimizer.Muon(own, lr=RATE)
+
+
+def fused(groups: Groups) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for group in groups for p in group["params"]], lr=RATE, fused=True)
+
+
+def unfused(groups: Groups) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for group in groups for p in group["params"]], lr=RATE, foreach=True)
+
+
+def contestants(methods: list[str] | None) -> Iterator[Contestant]:
+    """All optimizers of the catalogue, each followed by the other implementations of its method."""
+    from thalweg import catalog
+
+    gaps = {method: ours(method).gap for method in ("galore", "fira")}
+    others = [
+        Contestant("adamw", "torch, foreach", unfused),
+        Contestant("muon", "torch", Both),
+        *(
+            [
+                Contestant("muon", "pytorch_optimizer", their_muon),
+                Contestant("lamb", "pytorch_optimizer", plain("Lamb", weight_decay=0.1)),
+                Contestant("lars", "pytorch_optimizer", plain("LARS", weight_decay=0.1, momentum=0.9)),
+                Contestant("sophia", "pytorch_optimizer", FirstHessian),
+                Contestant("galore", "pytorch_optimizer", low_rank("GaLore", "galore"), gaps["galore"]),
+                Contestant("fira", "pytorch_optimizer", low_rank("Fira", "fira"), gaps["fira"]),
+            ]
+            if importlib.util.find_spec("pytorch_optimizer")
+            else []
+        ),
+    ]
+    for card in catalog.load().values():
+        if card.slot == "optimizer" and card.name not in LEFT_OUT and card.name in (methods or [card.name]):
+            yield ours(card.name)
+            yield from (other for other in others if other.method == card.name)
+
+
+class Moved(TorchDispatchMode):
+    """Counts the bytes that operators read and write: every tensor that goes in, and every one that is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(zip([argument.name for argument in func._schema.arguments], args, strict=False)) | (kwargs or {})
+        found = func(*args, **(kwargs or {}))
+        if func._schema.name.split("::")[1] in ("detach", "view", "reshape", "t", "transpose", "slice", "select"):
+            return found  # another look at the same bytes
+        written = {a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
+        for name, value in given.items():
+            self.bytes += size(value) * (2 if name in written else 1)
+        # What comes back from an operator in place went in already.
+        self.bytes += 0 if written else size(found)
+        return found
+
+
+def size(values: Any) -> int:
+    """Bytes of all tensors in there."""
+    return sum(t.numel() * t.element_size() for t in tree_leaves(values) if isinstance(t, torch.Tensor))
+
+
+class Workbench:
+    """A model with gradients, for one size."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        from thalweg.models.ladder import build, nearest
+        from thalweg.models.parameter_groups import parameter_groups
+
+        self.model = build(nearest(name), VOCABULARY, CONTEXT, seed)
+        self.groups = parameter_groups(self.model)
+        self.parameters = list(self.model.parameters())
+        self.count = sum(p.numel() for p in self.parameters)
+        generator = torch.Generator().manual_seed(seed)
+        self.gradients = [1e-3 * torch.randn(p.shape, generator=generator) for p in self.parameters]
+        self.start = [p.detach().clone() for p in self.parameters]
+        self.reference = self.fresh(fused)
+
+    def fresh(self, build: Callable[[Groups], Any]) -> Any:
+        """An optimizer of its own on the weights as they were at first."""
+        for p, value, gradient in zip(self.parameters, self.start, self.gradients, strict=True):
+            p.data.copy_(value)
+            p.grad = gradient.clone()
+        return build([dict(group) for group in self.groups])
+
+    def timed(self, optimizer: Any, steps: int) -> float:
+        began = time.perf_counter()
+        for _ in range(steps):
+            optimizer.step()
+        return (time.perf_counter() - began) / steps
+
+    def measured(self, contestant: Contestant, rounds: int, longest: int) -> dict[str, Any]:
+        optimizer = self.fresh(contestant.build)
+        optimizer.step()
+        gap = contestant.gap if contestant.gap <= longest else 1
+        # Renewed at steps 0, gap, 2 gap and so on: any `gap` steps in a row hold one renewal.
+        rounds = rounds if gap == 1 else max(rounds // 10, 2)
+        times = [(self.timed(self.reference, 3), self.timed(optimizer, gap)) for _ in range(rounds)]
+        with Moved() as moved:
+            optimizer.step()
+        state = sum(size(values) for values in optimizer.state.values())
+        del optimizer
+        return {
+            "method": contestant.method,
+            "who": contestant.who,
+            "milliseconds": 1e3 * statistics.median(own for _, own in times),
+            "ratios": [own / reference for reference, own in times],
+            "state": state / self.count,
+            "moved": moved.bytes / self.count,
+        }
+
+
+def rows(found: list[dict[str, Any]]) -> Iterator[list[str]]:
+    """A line for each contestant, with the goals where they apply."""
+    base = next(one for one in found if one["who"] == "torch, fused")
+    middle = {(one["method"], one["who"]): statistics.median(one["ratios"]) for one in found}
+    for one in found:
+        ratio = statistics.median(one["ratios"])
+        one["a_byte"] = ratio * base["moved"] / one["moved"]
+        goals = []
+        if one["who"] == "thalweg":
+            rivals = [value for (method, who), value in middle.items() if method == one["method"] and who != "thalweg"]
+            if rivals:
+                one["over_best"] = ratio / min(rivals)
+                goals.append(f"{one['over_best']:.2f} of the next: {verdict(one['over_best'], 1.0, at_least=False)}")
+            if one["method"] in ELEMENTWISE:
+                goals.append(f"a byte: {verdict(one['a_byte'], BYTE_GOAL, at_least=False)}")
+        yield [
+            one["method"],
+            one["who"],
+            f"{one['milliseconds']:.1f}",
+            spread(one["ratios"], ".2f"),
+            f"{one['state']:.2f}",
+            f"{one['moved']:.0f}",
+            f"{one['a_byte']:.2f}",
+            "; ".join(goals),
+        ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", help="size; may be repeated (5M and 60M)")
+    parser.add_argument("--method", action="append", help="may be repeated (all optimizers of the catalogue)")
+    parser.add_argument(
+        "--rounds", type=int, default=20, help="pairs of timings (20; a tenth where renewals are timed)"
+    )
+    parser.add_argument("--gap", type=int, default=50, help="longest interval of renewal that is timed whole (50)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the numbers here, too")
+    options = parser.parse_args()
+    header = ["method", "of", "ms a step", "time / fused AdamW", "state", "moved", "time a byte", "goals"]
+    parts, numbers = [], {}
+    for name in options.model or ["5M", "60M"]:
+        bench = Workbench(name, options.seed)
+        found = []
+        for contestant in [Contestant("adamw", "torch, fused", fused), *contestants(options.method)]:
+            found.append(bench.measured(contestant, options.rounds, options.gap))
+            say(f"{name}: {contestant.method} of {contestant.who}: {found[-1]['milliseconds']:.1f} ms")
+        parts.append(f"{name} ({bench.count / 1e6:.1f}M parameters with embeddings)\n\n{table(header, rows(found))}\n")
+        numbers[name] = {"parameters": bench.count, "found": found}
+    kept = ("rounds", "gap", "seed")
+    finish("\n".join(parts), {"options": {key: getattr(options, key) for key in kept}, "models": numbers}, options.json)
+
+
+if __name__ == "__main__":
+    main()
