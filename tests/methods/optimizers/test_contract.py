@@ -254,9 +254,13 @@ def test_step_never_waits_for_the_device(name):
 
 def test_trains_a_language_model_through_our_groups(name, llama, batch_of):
     model = llama(tied=False)
-    optimizer = build(name, parameter_groups(model, weight_decay=0.1), lr=3e-3)
+    # At the card's rate, carried to this width: what a rate means differs from method to method (a share of a layer's
+    # norm for LARS and LAMB).
+    said = catalog.lookup(name).defaults
+    lr = said["peak_lr"] * (said["at_width"] / model.config.hidden_size) ** said["width_exponent"]
+    optimizer = build(name, parameter_groups(model, weight_decay=0.1), lr=lr)
     losses = []
-    for step in range(40):
+    for step in range(60):
         batch = batch_of(step)
         logits = model(input_ids=batch["input_ids"], use_cache=False).logits
         loss = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
