@@ -56,7 +56,9 @@ class ToyTrainer:
         self.optimizer = torch.optim.SGD(self.parameters, lr=0.1, momentum=0.9)
         self.objective = catalog.resolve("cross_entropy")()
         self.schedule = catalog.resolve("linear")()
-        self.recipe = self.plan = self.run = None
+        self.recipe = self.run = None
+        self.plan = {"context": CONTEXT, "batch_size": BATCH, "micro_batch": BATCH}
+        self.step_tokens, self.step_flops, self.lr_scale = BATCH * CONTEXT, 1.0, 1.0
         self.reweighting = reweighting
         self.callbacks = [*callbacks, *([reweighting] if reweighting is not None else [])]
         self.clock = SimpleNamespace(step=0, tokens=0, seconds=0.0, flops=0.0, progress=0.0)
