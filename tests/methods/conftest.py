@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from thalweg import catalog
+from thalweg.models.surgery import installed, sets_rates
 
 VOCABULARY, CONTEXT, BATCH = 37, 12, 16
 
@@ -51,13 +52,14 @@ class ToyTrainer:
 
     def __init__(self, total_steps: int = 8, seed: int = 0, callbacks: Any = (), reweighting: Any = None) -> None:
         self.seed, self.rank, self.world_size = seed, 0, 1
-        self.model = tiny_llama(seed)
+        # What sets rates goes with an optimizer of its kind, which the one here is not.
+        self.model = installed([part for part in callbacks if not sets_rates(part)], tiny_llama(seed))
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(self.parameters, lr=0.1, momentum=0.9)
         self.objective = catalog.resolve("cross_entropy")()
         self.schedule = catalog.resolve("linear")()
         self.recipe = self.run = None
-        self.plan = {"context": CONTEXT, "batch_size": BATCH, "micro_batch": BATCH}
+        self.plan = {"context": CONTEXT, "batch_size": BATCH, "micro_batch": BATCH, "peak_lr": 0.1}
         self.step_tokens, self.step_flops, self.lr_scale = BATCH * CONTEXT, 1.0, 1.0
         self.reweighting = reweighting
         self.callbacks = [*callbacks, *([reweighting] if reweighting is not None else [])]
