@@ -47,7 +47,7 @@ def test_file_arm_and_python_say_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("arm", "says"),
     [
-        ("muonn", "Did you mean muon?"),
+        ("muonn", "Did you mean muon"),
         ("muon+muon", "named twice"),
         ("muon+adamw", "both want the one optimizer slot"),
         ("wsd:decai=0.2", "Did you mean decay?"),

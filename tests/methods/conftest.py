@@ -86,13 +86,7 @@ class ToyTrainer:
             self.clock.progress = (self.clock.step + 1) / self.total_steps
             self.metrics = {}
             batch = self.call("batch", make_batch(self.clock.step))
-            logits = self.model(input_ids=batch["input_ids"], use_cache=False).logits
-            losses = self.call("losses", self.objective(logits, batch["targets"]))
-            self.loss_history.append(float(losses.detach().mean()))
-            if self.reweighting is not None:
-                losses = losses * self.reweighting.weights(losses.detach())
-            loss = self.call("loss", losses.mean())
-            loss.backward()
+            self.loss_history.append(self.backward(batch))
             self.call("raw_gradients", batch)
             self.call("gradients")
             self.optimizer.step()
@@ -101,6 +95,20 @@ class ToyTrainer:
             self.call("step")
             self.metric_history.append(dict(self.metrics))
         return self
+
+    def backward(self, batch: dict[str, torch.Tensor]) -> float:
+        rows, micro, total = len(batch["targets"]), self.plan["micro_batch"], 0.0
+        for start in range(0, rows, micro):
+            part = {key: value[start : start + micro] for key, value in batch.items()}
+            share = len(part["targets"]) / rows
+            logits = self.model(input_ids=part["input_ids"], use_cache=False).logits
+            losses = self.call("losses", self.objective(logits, part["targets"]))
+            total += float(losses.detach().mean()) * share
+            if self.reweighting is not None:
+                losses = losses * self.reweighting.weights(losses.detach())
+            (self.call("loss", losses.mean()) * share).backward()
+            self.call("accumulated", start + micro >= rows)
+        return total
 
     def resumed(self, callbacks: Any = (), reweighting: Any = None) -> ToyTrainer:
         """A new trainer that continues from here, with new parts that take over the old ones' state."""

@@ -20,11 +20,15 @@ REQUIRED = {"object", "slot", "title", "year", "idea", "paper_claim", "cost", "o
 
 
 def parameters_with_defaults(name):
+    """Of a procedure only what is given by keyword alone: it also takes tensors and functions, which are no options."""
     signature = inspect.signature(catalog.resolve(name))
+    procedure = CARDS[name].slot == "procedure"
     return {
         key: parameter.default
         for key, parameter in signature.parameters.items()
-        if parameter.default is not inspect.Parameter.empty and key not in FROM_THE_PLAN
+        if parameter.default is not inspect.Parameter.empty
+        and key not in FROM_THE_PLAN
+        and not (procedure and parameter.kind is not inspect.Parameter.KEYWORD_ONLY)
     }
 
 

@@ -73,7 +73,8 @@ def assemble(
     parts = [named(choice) for choice in recipe.callbacks]
     model = _model_in_place(parts, chosen, recipe.seed, parallel)
     token_losses = TokenLosses(model, recipe.objective.build())
-    module = parallel.wrap(token_losses, decoder_blocks(model))
+    partial = getattr(catalog.resolve(recipe.optimizer.name), "partial_backward", False)
+    module = parallel.wrap(token_losses, decoder_blocks(model), partial)
     groups = parameter_groups(model, chosen["weight_decay"], chosen["lr_scale"])
     for part in parts:
         if sets_rates(part):

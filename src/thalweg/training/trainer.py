@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 Batch = dict[str, Tensor]
 
 # Hooks in the order in which a run meets them; `batch`, `losses` and `loss` may return a replacement.
-HOOKS = ("setup", "batch", "losses", "loss", "raw_gradients", "gradients", "step", "skipped", "evaluation", "finish")
+HOOKS = (
+    "setup", "batch", "losses", "loss", "accumulated", "raw_gradients", "gradients", "step", "skipped", "evaluation",
+    "finish",
+)  # fmt: skip
 
 
 class Trainer:
@@ -126,14 +129,19 @@ class Trainer:
         valid = [(part["targets"] != -100).sum() for part in parts]
         per_rank = self.parallel.mean(torch.stack(valid).sum().float()).clamp(min=1)
         total = torch.zeros((), device=self.parallel.device)
+        # Who looks between micro-batches wants the gradient of all ranks there.
+        watched = any(hasattr(part, "accumulated") for part in self.parts())
         for index, part in enumerate(parts):
-            with self.parallel.accumulate(self.module, last=index == len(parts) - 1):
+            last = index == len(parts) - 1
+            with self.parallel.accumulate(self.module, last=last or watched):
                 losses = self.call("losses", self.losses(part))
                 if self.reweighting is not None:
                     losses = losses * (ahead[index] if ahead else self.weights(losses.detach()))
                 mean = self.call("loss", losses.sum() / valid[index].clamp(min=1))
                 (mean * (valid[index] / per_rank)).backward()
             total += mean.detach() * (valid[index] / per_rank)
+            if watched:
+                self.call("accumulated", last)
         return self.parallel.mean(total)
 
     def losses(self, batch: Batch) -> Tensor:
