@@ -47,7 +47,7 @@ def test_file_arm_and_python_say_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("arm", "says"),
     [
-        ("muonn", "Did you mean muon?"),
+        ("muonn", "Did you mean muon"),
         ("muon+muon", "named twice"),
         ("muon+adamw", "both want the one optimizer slot"),
         ("wsd:decai=0.2", "Did you mean decay?"),
@@ -61,6 +61,8 @@ def test_file_arm_and_python_say_the_same(tmp_path):
         ("wsd:decay=0.1,decay=0.2", "given twice"),
         ("muon+", "no method"),
         ("+", "no method"),
+        ("adamw+multi_level", "Call it from Python: thalweg.methods.optimizers.v_cycle"),
+        ("multi_level:levels=3", "has no place in a recipe"),
     ],
 )
 def test_mistakes_in_arms_say_what_to_do(arm, says):

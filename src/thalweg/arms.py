@@ -40,6 +40,14 @@ class Choice(Strict):
     @model_validator(mode="after")
     def _checked(self) -> Choice:
         card = catalog.lookup(self.name, where="recipe")
+        if card.slot == "procedure":
+            function = card.object.split(":")[1]
+            raise RecipeError(
+                f"{card.name} is a procedure, which has no place in a recipe",
+                where="recipe",
+                fix=f"Call it from Python: thalweg.methods.{card.family}.{function}; "
+                f"docs/methods/{card.family}.md shows how.",
+            )
         object.__setattr__(self, "options", card.check(self.options, where="recipe"))
         return self
 

@@ -18,7 +18,8 @@ from typing import Any
 from thalweg.errors import RecipeError
 
 ONE_PLACE_SLOTS = ("optimizer", "schedule", "objective", "reweighting")
-SLOTS = (*ONE_PLACE_SLOTS, "callbacks")
+# A procedure is called from Python, with trainings or functions as arguments, and has no place in a recipe.
+SLOTS = (*ONE_PLACE_SLOTS, "callbacks", "procedure")
 METHODS = Path(__file__).parent / "methods"
 
 Value = bool | int | float | str

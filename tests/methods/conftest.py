@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from thalweg import catalog
+from thalweg.models.surgery import installed, sets_rates
 
 VOCABULARY, CONTEXT, BATCH = 37, 12, 16
 
@@ -51,12 +52,15 @@ class ToyTrainer:
 
     def __init__(self, total_steps: int = 8, seed: int = 0, callbacks: Any = (), reweighting: Any = None) -> None:
         self.seed, self.rank, self.world_size = seed, 0, 1
-        self.model = tiny_llama(seed)
+        # What sets rates goes with an optimizer of its kind, which the one here is not.
+        self.model = installed([part for part in callbacks if not sets_rates(part)], tiny_llama(seed))
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(self.parameters, lr=0.1, momentum=0.9)
         self.objective = catalog.resolve("cross_entropy")()
         self.schedule = catalog.resolve("linear")()
-        self.recipe = self.plan = self.run = None
+        self.recipe = self.run = None
+        self.plan = {"context": CONTEXT, "batch_size": BATCH, "micro_batch": BATCH, "peak_lr": 0.1}
+        self.step_tokens, self.step_flops, self.lr_scale = BATCH * CONTEXT, 1.0, 1.0
         self.reweighting = reweighting
         self.callbacks = [*callbacks, *([reweighting] if reweighting is not None else [])]
         self.clock = SimpleNamespace(step=0, tokens=0, seconds=0.0, flops=0.0, progress=0.0)
@@ -82,13 +86,7 @@ class ToyTrainer:
             self.clock.progress = (self.clock.step + 1) / self.total_steps
             self.metrics = {}
             batch = self.call("batch", make_batch(self.clock.step))
-            logits = self.model(input_ids=batch["input_ids"], use_cache=False).logits
-            losses = self.call("losses", self.objective(logits, batch["targets"]))
-            self.loss_history.append(float(losses.detach().mean()))
-            if self.reweighting is not None:
-                losses = losses * self.reweighting.weights(losses.detach())
-            loss = self.call("loss", losses.mean())
-            loss.backward()
+            self.loss_history.append(self.backward(batch))
             self.call("raw_gradients", batch)
             self.call("gradients")
             self.optimizer.step()
@@ -97,6 +95,20 @@ class ToyTrainer:
             self.call("step")
             self.metric_history.append(dict(self.metrics))
         return self
+
+    def backward(self, batch: dict[str, torch.Tensor]) -> float:
+        rows, micro, total = len(batch["targets"]), self.plan["micro_batch"], 0.0
+        for start in range(0, rows, micro):
+            part = {key: value[start : start + micro] for key, value in batch.items()}
+            share = len(part["targets"]) / rows
+            logits = self.model(input_ids=part["input_ids"], use_cache=False).logits
+            losses = self.call("losses", self.objective(logits, part["targets"]))
+            total += float(losses.detach().mean()) * share
+            if self.reweighting is not None:
+                losses = losses * self.reweighting.weights(losses.detach())
+            (self.call("loss", losses.mean()) * share).backward()
+            self.call("accumulated", start + micro >= rows)
+        return total
 
     def resumed(self, callbacks: Any = (), reweighting: Any = None) -> ToyTrainer:
         """A new trainer that continues from here, with new parts that take over the old ones' state."""

@@ -52,7 +52,7 @@ def test_an_optimizer_that_looks_twice_gets_a_closure():
 
     class Arm:
         def __init__(self, recipe):
-            self.objective, self.optimizer = recipe.objective, self
+            self.objective, self.optimizer, self.callbacks = recipe.objective, self, ()
 
         def build(self, groups, lr):
             return Twice(groups, lr=lr)

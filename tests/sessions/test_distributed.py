@@ -73,6 +73,8 @@ def single(recipes, tmp_path_factory):
         ("muon:dtype=float32+linear", False),
         ("adamw+linear+dynamic_loss", False),
         ("muon:dtype=float32+linear", True),
+        # Some parameters get no gradient in some steps, which DDP must be told.
+        ("drop_muon:dtype=float32+linear", False),
     ],
 )
 def test_two_ranks_train_as_one_and_one_goes_on(recipes, single, tmp_path, arm, shard):

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from thalweg.errors import ModelError, RecipeError
 from thalweg.models.ladder import build, nearest
+from thalweg.models.surgery import installed
 from thalweg.runs import Run
-from thalweg.sessions.assemble import installed
 from thalweg.sessions.train import make_plan, train
 
 ARM = "adamw+mup:base_width=32"

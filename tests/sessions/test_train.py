@@ -94,7 +94,7 @@ def test_a_finished_run_is_not_resumed(finished):
         session.resume(finished.folder, quiet=True)
 
 
-@pytest.mark.parametrize("arm", ["", "adamw+cosine", ARM])
+@pytest.mark.parametrize("arm", ["", "adamw+cosine", ARM, "sam+linear+independent_weight_decay+mesa+qk_norm"])
 def test_stopped_and_resumed_is_the_same_run(small, tmp_path, stop_at, arm):
     whole = session.train(small(arm), tmp_path / "whole", quiet=True)
     stop_at(5)
@@ -212,6 +212,55 @@ def test_bad_before_any_checkpoint(small, tmp_path, poisoned):
     poisoned(set(range(100)), once=False)
     with pytest.raises(TrainingError, match="no checkpoint to go back to"):
         session.train(small(), tmp_path / "run", quiet=True)
+
+
+class PoisonedSecondLook:
+    """Makes the loss infinite after the first gradient of some steps has been handed over."""
+
+    def __init__(self, steps):
+        self.steps, self.first_is_there = steps, False
+
+    def gradients(self, trainer):
+        self.first_is_there = True
+
+    def loss(self, trainer, loss):
+        return loss * float("inf") if self.first_is_there and trainer.clock.step in self.steps else loss
+
+    def step(self, trainer):
+        self.first_is_there = False
+
+    skipped = step
+
+
+def test_a_second_look_that_is_not_finite_moves_nothing(small, tmp_path, on_assembly):
+    on_assembly(lambda trainer: trainer.callbacks.insert(0, PoisonedSecondLook({0, 5})))
+    result = session.train(small("sam+linear"), tmp_path / "run", quiet=True)
+    lines = list(Run.open(result.folder).metrics())
+    skips = [line for line in lines if line["event"] == "skip"]
+    assert [line["step"] for line in skips] == [1, 6]
+    before = next(line for line in lines if line["event"] == "step" and line["step"] == 5)
+    assert skips[1]["param_norm"] == before["param_norm"]
+    assert all(torch.isfinite(tensor).all() for tensor in weights(result.folder).values())
+
+
+class Still:
+    """Counts gradients, and takes all of them away."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def gradients(self, trainer):
+        self.calls += 1
+        torch._foreach_zero_([parameter.grad for parameter in trainer.parameters])
+
+
+def test_both_gradients_of_a_second_look_go_through_the_hook(small, tmp_path, on_assembly):
+    still = Still()
+    on_assembly(lambda trainer: trainer.callbacks.insert(0, still))
+    recipe = small("sam+linear", training__weight_decay=0.0, budget="3 steps")
+    result = session.train(recipe, tmp_path / "run", quiet=True)
+    assert still.calls == 6
+    assert len({line["param_norm"] for line in Run.open(result.folder).metrics("step")}) == 1
 
 
 def test_a_changed_corpus_is_not_resumed(small, tmp_path, stop_at, corpus):

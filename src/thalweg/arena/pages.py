@@ -72,7 +72,8 @@ def markdown(family: str, cards: Mapping[str, Card], records: Mapping[str, Recor
 
 
 def _in_our_trainer(members: list[Card]) -> str:
-    commands = "\n".join(f'thalweg train --arm "{_spelled(card)}" --budget 10min' for card in members)
+    in_arms = [card for card in members if card.slot != "procedure"]
+    commands = "\n".join(f'thalweg train --arm "{_spelled(card)}" --budget 10min' for card in in_arms)
     return f"In Thalweg's trainer, as a part of an arm:\n\n```sh\n{commands}\n```"
 
 

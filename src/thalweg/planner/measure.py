@@ -15,6 +15,7 @@ from thalweg.models.attention import use_fastest_attention
 from thalweg.models.blocks import decoder_blocks
 from thalweg.models.ladder import Shape, build
 from thalweg.models.parameter_groups import parameter_groups
+from thalweg.models.surgery import installed, sets_rates
 from thalweg.planner.assumptions import TIMED_PASSES
 from thalweg.planner.sizes import Size
 from thalweg.recipe import Recipe
@@ -57,7 +58,7 @@ def speed(
 
     Args:
         size: what to train; somebody's own model is spoilt afterwards.
-        recipe: its objective and optimizer are used.
+        recipe: its objective, its optimizer and what its callbacks put into the model are used.
         micro_batch: windows of `context` tokens in a pass.
         most_seconds: when the warm-up alone takes longer, it is what counts, and nothing is timed after it.
     """
@@ -91,7 +92,8 @@ def work(
     compiled: bool = False,
 ) -> tuple[Callable[[], Tensor], Callable[[], None]]:
     """What a step consists of, put together as for a run: (forward and backward pass, optimizer step)."""
-    model = model.to(device).train()
+    parts = [part for part in (choice.build() for choice in recipe.callbacks) if not sets_rates(part)]
+    model = installed(parts, model).to(device).train()
     use_fastest_attention(model, device, precision, context)
     if compiled:
         for block in decoder_blocks(model):

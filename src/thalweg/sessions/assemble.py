@@ -15,6 +15,7 @@ from thalweg.models.blocks import decoder_blocks
 from thalweg.models.folder import load
 from thalweg.models.ladder import build, flops_per_token, nearest
 from thalweg.models.parameter_groups import parameter_groups
+from thalweg.models.surgery import installed, sets_rates
 from thalweg.planner.rules import largest_divisor
 from thalweg.recipe import Choice, Recipe
 from thalweg.runs import Run
@@ -72,10 +73,11 @@ def assemble(
     parts = [named(choice) for choice in recipe.callbacks]
     model = _model_in_place(parts, chosen, recipe.seed, parallel)
     token_losses = TokenLosses(model, recipe.objective.build())
-    module = parallel.wrap(token_losses, decoder_blocks(model))
+    partial = getattr(catalog.resolve(recipe.optimizer.name), "partial_backward", False)
+    module = parallel.wrap(token_losses, decoder_blocks(model), partial)
     groups = parameter_groups(model, chosen["weight_decay"], chosen["lr_scale"])
     for part in parts:
-        if hasattr(part, "groups"):
+        if sets_rates(part):
             groups = part.groups(model, groups)
     sampler = sampler_of(recipe, chosen, store, parallel)
     held_out = part_of(store.held_out, recipe.data.evaluate_on)
@@ -120,7 +122,7 @@ def _shared_out(recipe: Recipe, chosen: dict[str, Any], parallel: Parallel) -> d
 def _model_in_place(parts: list[Any], chosen: dict[str, Any], seed: int, parallel: Parallel) -> PreTrainedModel:
     """The model as the recipe's methods prepare it, on this rank's device, ready to train."""
     model = installed(parts, build_model(chosen, seed))
-    model.to(parallel.device)  # type: ignore[arg-type]
+    model.to(parallel.device)
     model.train()
     use_fastest_attention(model, parallel.device, chosen["precision"], chosen["context"])
     if chosen["compile"]:
@@ -137,14 +139,6 @@ def _clock(recipe: Recipe, chosen: dict[str, Any], windows: int, started: float)
         started=started,
         step_seconds=chosen["batch_size"] * chosen["context"] / chosen["tokens_per_second"],
     )
-
-
-def installed(parts: list[Any], model: PreTrainedModel) -> PreTrainedModel:
-    """The model as the recipe's methods prepare it; what sets rates, too, goes by the shape that the others leave."""
-    for part in sorted(parts, key=lambda part: hasattr(part, "groups")):
-        if hasattr(part, "install"):
-            model = part.install(model)
-    return model
 
 
 def held_out_rows(held_out: Any, context: int) -> int:

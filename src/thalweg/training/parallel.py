@@ -53,8 +53,11 @@ class Parallel:
         """Whether this rank writes files and talks to the user."""
         return self.rank == 0
 
-    def wrap(self, module: nn.Module, blocks: list[nn.Module]) -> nn.Module:
-        """Make `module` compute the same on all ranks; `blocks` are the units that FSDP2 gathers one by one."""
+    def wrap(self, module: nn.Module, blocks: list[nn.Module], partial: bool = False) -> nn.Module:
+        """Make `module` compute the same on all ranks; `blocks` are the units that FSDP2 gathers one by one.
+
+        `partial` says that some parameters get no gradient in some steps: DDP then looks for them every time.
+        """
         if self.shard:
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
@@ -66,7 +69,9 @@ class Parallel:
             return module
         if self.world_size > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            return nn.parallel.DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+            return nn.parallel.DistributedDataParallel(
+                module, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=partial
+            )
         return module
 
     def accumulate(self, module: nn.Module, last: bool) -> AbstractContextManager[Any]:

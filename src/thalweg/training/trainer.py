@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 Batch = dict[str, Tensor]
 
 # Hooks in the order in which a run meets them; `batch`, `losses` and `loss` may return a replacement.
-HOOKS = ("setup", "batch", "losses", "loss", "raw_gradients", "gradients", "step", "skipped", "evaluation", "finish")
+HOOKS = (
+    "setup", "batch", "losses", "loss", "accumulated", "raw_gradients", "gradients", "step", "skipped", "evaluation",
+    "finish",
+)  # fmt: skip
 
 
 class Trainer:
@@ -81,10 +84,12 @@ class Trainer:
         self._held_out = held_out
         self.seed, self.rank, self.world_size = recipe.seed, parallel.rank, parallel.world_size
         self.metrics: dict[str, Any] = {}
+        self.finite = True
         self.lr_scale = 1.0
         self.stop_requested: int | None = None
         self.step_tokens = plan["batch_size"] * plan["context"]
-        self.step_flops = self.step_tokens * flops_per_token
+        # A second look is a second forward and backward pass over the same tokens.
+        self.step_flops = self.step_tokens * flops_per_token * (1 + getattr(optimizer, "second_look", False))
 
     # -- the box --------------------------------------------------------------------------------------------------
 
@@ -99,23 +104,20 @@ class Trainer:
         """One optimizer step: the box."""
         began = time.monotonic()
         self.clock.begin_step(self.step_tokens, self.step_flops)
-        self.metrics = {}
+        self.metrics, self.finite = {}, True
         batch = self.call("batch", self.data.batch(self.clock.step))
         loss = self.backward(batch)
         self.call("raw_gradients", batch)
         norm = self.clip()
         lr = self.plan["peak_lr"] * self.lr_scale * self.schedule.factor(self.clock)
-        # One transfer tells the host all it needs: a step waits for the device once.
-        loss_value, norm_value = torch.stack([loss.float(), norm.float()]).tolist()
-        self.metrics |= {"loss": loss_value, "grad_norm": norm_value, "lr": lr}
-        finite = all(abs(value) < float("inf") for value in (loss_value, norm_value))
-        if finite:
+        self.metrics |= self.on_host(loss, norm) | {"lr": lr}
+        if self.finite:
             self.call("gradients")
             self.set_lr(lr)
             self.optimizer.step(*self.second_look(batch))  # type: ignore[arg-type]
         self.optimizer.zero_grad(set_to_none=True)
         self.clock.advance(self.step_tokens, self.step_flops, time.monotonic() - began)
-        self.call("step" if finite else "skipped")
+        self.call("step" if self.finite else "skipped")
 
     def backward(self, batch: Batch) -> Tensor:
         """Accumulate the gradient of the mean loss over the global batch; returns that loss (detached, a scalar)."""
@@ -127,14 +129,19 @@ class Trainer:
         valid = [(part["targets"] != -100).sum() for part in parts]
         per_rank = self.parallel.mean(torch.stack(valid).sum().float()).clamp(min=1)
         total = torch.zeros((), device=self.parallel.device)
+        # Who looks between micro-batches wants the gradient of all ranks there.
+        watched = any(hasattr(part, "accumulated") for part in self.parts())
         for index, part in enumerate(parts):
-            with self.parallel.accumulate(self.module, last=index == len(parts) - 1):
+            last = index == len(parts) - 1
+            with self.parallel.accumulate(self.module, last=last or watched):
                 losses = self.call("losses", self.losses(part))
                 if self.reweighting is not None:
                     losses = losses * (ahead[index] if ahead else self.weights(losses.detach()))
                 mean = self.call("loss", losses.sum() / valid[index].clamp(min=1))
                 (mean * (valid[index] / per_rank)).backward()
             total += mean.detach() * (valid[index] / per_rank)
+            if watched:
+                self.call("accumulated", last)
         return self.parallel.mean(total)
 
     def losses(self, batch: Batch) -> Tensor:
@@ -158,6 +165,12 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.training.clip, foreach=True)
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
+    def on_host(self, loss: Tensor, norm: Tensor) -> dict[str, float]:
+        """Loss and norm in one transfer, for which a look waits once; the step is `finite` while all of them are."""
+        loss_value, norm_value = torch.stack([loss.float(), norm.float()]).tolist()
+        self.finite = self.finite and all(abs(value) < float("inf") for value in (loss_value, norm_value))
+        return {"loss": loss_value, "grad_norm": norm_value}
+
     def set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -171,7 +184,11 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             with torch.enable_grad():
                 loss = self.backward(batch)
-            self.clip()
+            self.on_host(loss, self.clip())
+            if self.finite:
+                self.call("gradients")
+            else:  # what has no gradient does not move
+                self.optimizer.zero_grad(set_to_none=True)
             return loss
 
         return (closure,)

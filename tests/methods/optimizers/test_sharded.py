@@ -23,6 +23,9 @@ VARIANTS = [
     ("dct_lowrank", {"update_proj_gap": 2, "error_feedback": "exact"}),
     ("dct_lowrank", {"error_feedback": "8bit", "transform": "fft", "ell_norm": 2}),
     ("dct_lowrank", {"error_feedback": "4bit", "rotate": False}),
+    ("lars", {"normalise": "momentum"}),
+    ("sam", {"rho": 0.5, "adaptive": True}),
+    ("sam", {"base": "muon"}),
 ]
 CASES = [(name, {}) for name, card in catalog.load().items() if card.slot == "optimizer"] + VARIANTS
 NAMES = [" ".join([name, *(f"{key}={value}" for key, value in options.items())]) for name, options in CASES]
@@ -50,8 +53,15 @@ def build(model, case):
 def walk(model, optimizer, steps):
     for step in steps:
         inputs = torch.randn(8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
-        (model(inputs) - 1.0).square().mean().backward()
-        optimizer.step()
+
+        def closure(inputs=inputs):
+            optimizer.zero_grad()
+            loss = (model(inputs) - 1.0).square().mean()
+            loss.backward()
+            return loss
+
+        closure()
+        optimizer.step(*([closure] if getattr(optimizer, "second_look", False) else []))
         optimizer.zero_grad()
 
 

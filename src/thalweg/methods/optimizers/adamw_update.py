@@ -12,17 +12,14 @@ from thalweg.methods.optimizers.base import Base, Group
 
 def adamw_update(optimizer: Base, group: Group, parameters: list[Tensor]) -> None:
     """AdamW's step (see `adamw`) with the group's lr, weight_decay, betas and eps; state step, exp_avg, exp_avg_sq."""
-    for parameter in parameters:
-        if "step" not in optimizer.state[parameter]:
-            device = parameter.device if group["fused"] else "cpu"
-            optimizer.state[parameter]["step"] = torch.zeros((), dtype=torch.float32, device=device)
+    first, second, steps = adamw_state(optimizer, group, parameters)
     adamw(
         optimizer.weights(parameters),
         optimizer.grads(parameters),
-        optimizer.buffers(parameters, "exp_avg"),
-        optimizer.buffers(parameters, "exp_avg_sq"),
+        first,
+        second,
         [],
-        [optimizer.state[parameter]["step"] for parameter in parameters],
+        steps,
         fused=group["fused"],
         amsgrad=False,
         beta1=group["betas"][0],
@@ -32,3 +29,15 @@ def adamw_update(optimizer: Base, group: Group, parameters: list[Tensor]) -> Non
         eps=group["eps"],
         maximize=False,
     )
+
+
+def adamw_state(
+    optimizer: Base, group: Group, parameters: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Both moments and the step counters of parameters, made where there are none yet."""
+    for parameter in parameters:
+        if "step" not in optimizer.state[parameter]:
+            device = parameter.device if group["fused"] else "cpu"
+            optimizer.state[parameter]["step"] = torch.zeros((), dtype=torch.float32, device=device)
+    steps = [optimizer.state[parameter]["step"] for parameter in parameters]
+    return optimizer.buffers(parameters, "exp_avg"), optimizer.buffers(parameters, "exp_avg_sq"), steps

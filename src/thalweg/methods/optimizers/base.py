@@ -153,6 +153,13 @@ def working_dtype(parameter: Tensor) -> torch.dtype:
     return torch.float32 if parameter.dtype in NARROW else parameter.dtype
 
 
+def sides_of(parameter: Tensor) -> tuple[int, int]:
+    """Rows and columns of one matrix of a parameter: three dimensions are a stack, more are one filter [out, rest]."""
+    if parameter.ndim == 3:
+        return parameter.shape[1], parameter.shape[2]
+    return parameter.shape[0], math.prod(parameter.shape[1:])
+
+
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 

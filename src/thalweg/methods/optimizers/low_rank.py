@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor import zeros as sharded_zeros
 
-from thalweg.methods.optimizers.base import Base, Group, working_dtype
+from thalweg.methods.optimizers.base import Base, Group, sides_of, working_dtype
 from thalweg.methods.optimizers.sharding import gathered, local, scattered
 
 # Numbers in one stack: bounds what lies about beside the state, which is what these methods want small (64 MiB). A CPU
@@ -219,13 +219,6 @@ def _leading(parameter: Tensor) -> tuple[int, ...]:
 
 def _count(parameter: Tensor) -> int:
     return parameter.shape[0] if parameter.ndim == 3 else 1
-
-
-def sides_of(parameter: Tensor) -> tuple[int, int]:
-    """Rows and columns of one matrix of a parameter."""
-    if parameter.ndim == 3:
-        return parameter.shape[1], parameter.shape[2]
-    return parameter.shape[0], math.prod(parameter.shape[1:])
 
 
 def _sides(parameter: Tensor) -> tuple[int, int]:

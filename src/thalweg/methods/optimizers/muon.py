@@ -22,16 +22,12 @@ A fused query-key-value weight is treated as one matrix.
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from thalweg.methods.optimizers.adamw_update import adamw_update
 from thalweg.methods.optimizers.base import Base, Group
-from thalweg.methods.optimizers.newton_schulz import newton_schulz_list
-from thalweg.methods.optimizers.sharding import gathered, scattered
+from thalweg.methods.optimizers.muon_update import muon_update
 
 
 class Muon(Base):
@@ -95,51 +91,5 @@ class Muon(Base):
         """Muon for the hidden matrices, AdamW for the others."""
         matrices, others = self.split(group, parameters)
         if matrices:
-            self._matrix_step(group, matrices)
+            muon_update(self, group, matrices)
         adamw_update(self, group, others)
-
-    def _matrix_step(self, group: Group, parameters: list[Tensor]) -> None:
-        weights, gradients = self.weights(parameters), self.grads(parameters)
-        buffers = self.buffers(parameters, "momentum_buffer")
-        torch._foreach_lerp_(buffers, gradients, 1.0 - group["momentum"])
-        if group["nesterov"]:
-            updates = list(torch._foreach_lerp(gradients, buffers, group["momentum"]))
-        else:
-            updates = buffers
-        directions = self._directions(group, parameters, updates)
-        sizes = [_scale(parameter.shape, group) for parameter in parameters]
-        torch._foreach_mul_(directions, sizes)
-        torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, directions, alpha=-group["lr"])
-
-    def _directions(self, group: Group, parameters: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
-        """The polar factors of the updates, in the layout of the parameters."""
-        whole = [gathered(update, parameter) for update, parameter in zip(updates, parameters, strict=True)]
-        stacks = [_as_matrices(update) for update in whole]
-        pieces = [matrix for stack in stacks for matrix in stack.unbind()]
-        factors = iter(newton_schulz_list(pieces, group["ns_steps"], group["dtype"]))
-        directions = []
-        for parameter, update, stack in zip(parameters, whole, stacks, strict=True):
-            own = [next(factors) for _ in range(len(stack))]
-            direction = own[0] if len(own) == 1 else torch.stack(own)
-            directions.append(scattered(direction.reshape(update.shape), parameter))
-        return directions
-
-
-def _as_matrices(update: Tensor) -> Tensor:
-    """A view [stack, m, n]: three dimensions are a stack already, more are one filter [out, rest]."""
-    if update.ndim == 3:
-        return update
-    return update.flatten(1).unsqueeze(0)
-
-
-def _scale(shape: torch.Size, group: Group) -> float:
-    """The factor on the polar factor of one parameter."""
-    rows, columns = (shape[1], shape[2]) if len(shape) == 3 else (shape[0], math.prod(shape[1:]))
-    if group["transposed"]:
-        rows, columns = columns, rows
-    if group["scale"] == "kimi":
-        return 0.2 * math.sqrt(max(rows, columns))
-    if group["scale"] == "kj":
-        return math.sqrt(max(1.0, rows / columns))
-    return math.sqrt(rows / columns) if group["scale"] == "spectral" else 1.0

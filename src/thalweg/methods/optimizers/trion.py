@@ -21,8 +21,6 @@ Where we deviate from the official code: kimi's scale is the default, as in our 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -30,7 +28,8 @@ from torch.optim.optimizer import ParamsT
 from thalweg.methods.optimizers.adamw_update import adamw_update
 from thalweg.methods.optimizers.base import Base, Group
 from thalweg.methods.optimizers.dct_basis import aligned, basis_rows, coefficients, columns
-from thalweg.methods.optimizers.low_rank import sides_of, stacks
+from thalweg.methods.optimizers.low_rank import stacks
+from thalweg.methods.optimizers.muon_update import scale_of
 from thalweg.methods.optimizers.newton_schulz import newton_schulz
 
 
@@ -109,19 +108,7 @@ class Trion(Base):
             subspace = basis_rows(group["basis"], stack.columns, whole.dtype, whole.device)[indices]
             torch._foreach_sub_(buffers, stack.shards(low @ subspace), alpha=1.0 - group["momentum"])
             factors = newton_schulz(low, group["ns_steps"], group["dtype"])
-            scales = [_scale(parameter, group) for parameter in stack.parameters]
+            scales = [scale_of(parameter, group) for parameter in stack.parameters]
             torch._foreach_mul_(list(factors.split(stack.counts)), scales)
             stack.subtract_product(factors, subspace, group["lr"])
         adamw_update(self, group, others)
-
-
-def _scale(parameter: Tensor, group: Group) -> float:
-    """The factor on the polar factor of one parameter, as in `muon`."""
-    rows, columns = sides_of(parameter)
-    if group["transposed"]:
-        rows, columns = columns, rows
-    if group["scale"] == "kimi":
-        return 0.2 * math.sqrt(max(rows, columns))
-    if group["scale"] == "kj":
-        return math.sqrt(max(1.0, rows / columns))
-    return math.sqrt(rows / columns) if group["scale"] == "spectral" else 1.0

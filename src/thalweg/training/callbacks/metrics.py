@@ -26,9 +26,14 @@ class MetricsLog:
     def __init__(self, bytes_per_token: float, peak_flops: float) -> None:
         self.bytes_per_token, self.peak_flops = bytes_per_token, peak_flops
         self._last = time.monotonic()
+        self._cost = (0, 0.0)
 
     def setup(self, trainer: Trainer) -> None:
         self._last = time.monotonic()
+
+    def batch(self, trainer: Trainer, batch: dict[str, torch.Tensor]) -> None:
+        """Note what this step costs: by the time its line is written, a callback may have chosen the next one's."""
+        self._cost = (trainer.step_tokens, trainer.step_flops)
 
     def step(self, trainer: Trainer) -> None:
         """Write the step's line; other callbacks have added their numbers to `trainer.metrics` by now."""
@@ -41,9 +46,8 @@ class MetricsLog:
     def _write(self, trainer: Trainer, event: str) -> None:
         clock, metrics = trainer.clock, trainer.metrics
         now = time.monotonic()
-        tokens_per_second = trainer.step_tokens / max(now - self._last, 1e-9)
+        tokens_per_second, flops_per_second = (cost / max(now - self._last, 1e-9) for cost in self._cost)
         self._last = now
-        flops_per_second = tokens_per_second * trainer.step_flops / trainer.step_tokens
         line: dict[str, Any] = {
             "event": event,
             "step": clock.step,
