@@ -10,11 +10,15 @@ from torch.optim.adamw import adamw
 from thalweg.methods.optimizers.base import Base, Group
 
 
-def adamw_update(optimizer: Base, group: Group, parameters: list[Tensor]) -> None:
-    """AdamW's step (see `adamw`) with the group's lr, weight_decay, betas and eps; state step, exp_avg, exp_avg_sq."""
+def adamw_update(optimizer: Base, group: Group, parameters: list[Tensor], weights: list[Tensor] | None = None) -> None:
+    """AdamW's step (see `adamw`) with the group's lr, weight_decay, betas and eps; state step, exp_avg, exp_avg_sq.
+
+    Args:
+        weights: what is moved; the parameters' own weights when left out.
+    """
     first, second, steps = adamw_state(optimizer, group, parameters)
     adamw(
-        optimizer.weights(parameters),
+        optimizer.weights(parameters) if weights is None else weights,
         optimizer.grads(parameters),
         first,
         second,

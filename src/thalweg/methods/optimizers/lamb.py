@@ -16,8 +16,6 @@ where the official code goes by names that the caller lists.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -66,40 +64,10 @@ class LAMB(Base):
 
     def _layer_step(self, group: Group, layers: list[Tensor]) -> None:
         weights = self.weights(layers)
-        updates = self._adam_directions(group, layers)
+        # -r: where a step of Adam with rate 1 takes zeros.
+        updates = [torch.zeros_like(weight) for weight in weights]
+        adamw_update(self, {**group, "lr": 1.0, "weight_decay": 0.0}, layers, updates)
         if group["weight_decay"]:
-            torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
+            torch._foreach_add_(updates, weights, alpha=-group["weight_decay"])
         local = ratios(norms(weights, layers), norms(updates, layers)).unbind()
-        torch._foreach_addcmul_(weights, updates, local, value=-group["lr"])
-
-    def _adam_directions(self, group: Group, layers: list[Tensor]) -> list[Tensor]:
-        """r above, in new tensors."""
-        beta1, beta2 = group["betas"]
-        gradients = self.grads(layers)
-        first, second = self.buffers(layers, "exp_avg"), self.buffers(layers, "exp_avg_sq")
-        torch._foreach_lerp_(first, gradients, 1.0 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, gradients, gradients, value=1.0 - beta2)
-        steps = self._counted(layers)
-        correction, root = _missing(beta1, steps), _missing(beta2, steps).sqrt()
-        # r = (root / correction) m / (sqrt(v) + eps root): the corrections are numbers of a layer, not of an element.
-        directions = list(torch._foreach_sqrt(second))
-        torch._foreach_add_(directions, (group["eps"] * root).unbind())
-        torch._foreach_reciprocal_(directions)
-        torch._foreach_mul_(directions, first)
-        torch._foreach_mul_(directions, (root / correction).unbind())
-        return directions
-
-    def _counted(self, layers: list[Tensor]) -> Tensor:
-        """Steps of each layer, this one included, [n]; on the device, since a step must not wait for it."""
-        for layer in layers:
-            if "step" not in self.state[layer]:
-                self.state[layer]["step"] = torch.zeros((), dtype=torch.float32, device=layer.device)
-        counters = [self.state[layer]["step"] for layer in layers]
-        torch._foreach_add_(counters, 1.0)
-        return torch.stack(counters)
-
-
-def _missing(beta: float, steps: Tensor) -> Tensor:
-    """1 - beta^steps; the plain difference would lose digits for a beta near 1 in the first steps."""
-    return -torch.expm1(steps * (math.log(beta) if beta > 0.0 else -math.inf))
+        torch._foreach_addcmul_(weights, updates, local, value=group["lr"])

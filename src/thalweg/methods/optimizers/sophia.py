@@ -90,14 +90,16 @@ class Sophia(Base):
         weights, gradients = self.weights(parameters), self.grads(parameters)
         momenta, curvatures = self.buffers(parameters, "momentum_buffer"), self.buffers(parameters, "hessian")
         torch._foreach_lerp_(momenta, gradients, 1.0 - group["betas"][0])
-        steps = list(torch._foreach_mul(curvatures, group["gamma"]))
-        torch._foreach_clamp_min_(steps, group["eps"])
+        # gamma times the clipped step, which saves a pass: clip(m / max(h, eps / gamma), gamma).
+        gamma = group["gamma"]
+        steps = list(torch._foreach_clamp_min(curvatures, group["eps"] / gamma))
         torch._foreach_reciprocal_(steps)
         torch._foreach_mul_(steps, momenta)
-        torch._foreach_clamp_min_(steps, -1.0)
-        torch._foreach_clamp_max_(steps, 1.0)
-        torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, steps, alpha=-group["lr"])
+        torch._foreach_clamp_min_(steps, -gamma)
+        torch._foreach_clamp_max_(steps, gamma)
+        if group["weight_decay"]:
+            torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, steps, alpha=-group["lr"] / gamma)
 
     # -- the estimate, in loops of one's own -----------------------------------------------------------------------
 
