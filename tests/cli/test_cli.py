@@ -105,7 +105,7 @@ def test_plan_is_a_dry_run(tmp_path, corpus):
     ("arguments", "says"),
     [
         (["train", "--budget", "soon"], "cannot read the budget 'soon'"),
-        (["train", "--arm", "muonn"], "Did you mean muon?"),
+        (["train", "--arm", "muonn"], "Did you mean muon"),
         (["train", "missing/"], "missing"),
         (["train", "none.toml"], "cannot read the recipe"),
         (["train", "--set", "training.clipp=1"], "Did you mean clip?"),
