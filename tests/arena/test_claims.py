@@ -9,6 +9,7 @@ from thalweg import catalog
 from thalweg.arena.claims.cross_entropy_exact import cross_entropy_exact
 from thalweg.arena.claims.finding import file_of, find
 from thalweg.arena.claims.nuclear_norm_invisible import nuclear_norm_invisible
+from thalweg.arena.claims.self_tuning import FIXED, self_tuning
 from thalweg.errors import ArenaError
 
 
@@ -88,3 +89,13 @@ def test_nothing_outside_the_folder_can_be_named(function):
 def test_a_function_that_is_not_there():
     with pytest.raises(ArenaError, match="no function 'nothing'"):
         find("cross_entropy_exact:nothing")
+
+
+def test_self_tuning_holds_only_for_what_is_as_low_as_the_best_rate():
+    small = {"grid": (0.0, 0.85), "steps": 12, "characters": 8_000}
+    same, worse = (self_tuning(tuned=FIXED.format(rate), **small) for rate in (0.0, 0.85))
+    assert same.holds is True
+    assert worse.holds is False
+    assert same.numbers["fixed_bits_per_byte"] == worse.numbers["fixed_bits_per_byte"]
+    assert same.numbers["tuned_bits_per_byte"] == same.numbers["fixed_bits_per_byte"][0]
+    assert self_tuning(**small).numbers["tuned_dropout"] != 0.05

@@ -131,3 +131,14 @@ def test_mistakes_are_named():
             sampler(rate)
     with pytest.raises(DataError, match="cannot be shared equally by 3 ranks"):
         sampler(0.1, batch_size=64, world=3)
+
+
+def test_what_is_set_aside_is_of_the_new_split_and_in_no_batch():
+    replay = sampler(0.2)
+    aside = replay.reserve(0.2)
+    assert aside.windows == 100
+    assert replay.windows == round(400 / 0.8)
+    kept = {start for step in range(10) for start in starts(aside.batch(step)).tolist()}
+    seen = {start for step in range(30) for start in starts(replay.batch(step)).tolist()}
+    assert kept == set(range(400 * CONTEXT, 500 * CONTEXT, CONTEXT))
+    assert not seen & kept

@@ -132,3 +132,21 @@ def test_a_batch_is_fast(store: TokenStore) -> None:
         times.append(time.perf_counter() - started)
     # About 0.2 ms; the bound leaves room for a busy machine.
     assert min(times) < 1e-3
+
+
+def test_what_is_set_aside_is_in_no_batch() -> None:
+    sampler = WindowSampler(Tokens(10 * 100 + 1), context=10, batch_size=8, seed=3)
+    aside = sampler.reserve(0.15)
+    assert (sampler.windows, aside.windows) == (85, 15)
+    seen, kept = (
+        {row for step in range(40) for row in each.batch(step)["input_ids"][:, 0].tolist()} for each in (sampler, aside)
+    )
+    assert seen == set(range(0, 850, 10))
+    assert kept == set(range(850, 1000, 10))
+
+
+def test_a_share_that_is_less_than_a_batch_is_a_batch() -> None:
+    sampler = WindowSampler(Tokens(10 * 20 + 1), context=10, batch_size=8, seed=3)
+    assert sampler.reserve(0.0).windows == 8
+    with pytest.raises(DataError, match="too few"):
+        sampler.reserve(0.5)

@@ -65,7 +65,16 @@ class ReplaySampler:
         self._old = WindowSampler(old, context, max(math.ceil(batch_size * self.rate), 1), seed + _OTHER_SEED)
         share = batch_size // world_size
         self._rows = np.arange(rank * share, (rank + 1) * share, dtype=np.int64)
-        self.windows = round(self._new.windows / (1 - self.rate)) if self.rate < 1 else self._old.windows
+        self.windows = self._count()
+
+    def reserve(self, share: float) -> WindowSampler:
+        """Keep a share of the new split's windows out of all batches, as `WindowSampler.reserve`."""
+        aside = self._new.reserve(share)
+        self.windows = self._count()
+        return aside
+
+    def _count(self) -> int:
+        return round(self._new.windows / (1 - self.rate)) if self.rate < 1 else self._old.windows
 
     def epoch(self, step: int) -> float:
         """Times that the new split was seen before `step`."""

@@ -9,7 +9,9 @@ Domains", 2002). Memory does not depend on the number of windows.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import math
 
 import numpy as np
 import torch
@@ -90,9 +92,31 @@ class WindowSampler:
                 fix="Use a shorter context, a smaller batch size or more text.",
             )
         self.context, self.batch_size, self.seed = context, batch_size, seed
-        self._split = split
+        self._split, self._first = split, 0
         share = batch_size // world_size
         self._rows = np.arange(rank * share, (rank + 1) * share, dtype=np.int64)
+
+    def reserve(self, share: float) -> WindowSampler:
+        """Keep a share of the windows, the last ones and at least a batch, out of all batches from here on.
+
+        Returns:
+            A sampler of those windows: batches that training never sees, for what is tuned while it goes on.
+
+        Raises:
+            DataError: what is left is less than a batch.
+        """
+        count = max(math.ceil(share * self.windows), self.batch_size)
+        if self.windows - count < self.batch_size:
+            raise DataError(
+                f"{self.windows} windows are too few to set {count} of them aside and train on batches of "
+                f"{self.batch_size}",
+                where=f"split {self._split.name!r}",
+                fix="Use a shorter context, a smaller batch size or more text.",
+            )
+        aside = copy.copy(self)
+        self.windows -= count
+        aside.windows, aside._first = count, self._first + self.windows
+        return aside
 
     def epoch(self, step: int) -> float:
         """Epochs completed before `step`."""
@@ -124,5 +148,5 @@ class WindowSampler:
         """The tokens of windows, with the one after: int64 [n, context + 1]."""
         rows = np.empty((len(windows), self.context + 1), np.int64)
         for row, window in zip(rows, windows.tolist(), strict=True):
-            self._split.read_into(window * self.context, row)
+            self._split.read_into((self._first + window) * self.context, row)
         return rows

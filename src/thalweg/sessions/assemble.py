@@ -158,6 +158,10 @@ class OnDevice:
             return batch
         return {key: value.pin_memory().to(self.device, non_blocking=True) for key, value in batch.items()}
 
+    def reserve(self, share: float) -> OnDevice:
+        """Windows that no batch has from here on, as batches of their own (see `WindowSampler.reserve`)."""
+        return OnDevice(self.sampler.reserve(share), self.device)
+
 
 def named(choice: Choice) -> Any:
     """A callback that remembers the name its state is kept under."""

@@ -115,6 +115,16 @@ def test_the_base_itself_is_left_alone_bit_for_bit(tied):
     assert [{**group, "eps_scale": 1.0} for group in plain] == finer
 
 
+def test_what_other_parts_train_beside_the_model_stays_as_it_is():
+    model = wide()
+    method = Mup()
+    method.install(model)
+    beside = {"params": [torch.nn.Parameter(torch.ones(2))], "lr_scale": 0.3, "weight_decay": 0.0}
+    kept = method.groups(model, [*parameter_groups(model, 0.1), beside])[-1]
+    assert kept["params"][0] is beside["params"][0]
+    assert (kept["lr_scale"], kept["eps_scale"], kept["weight_decay"]) == (0.3, 1.0, 0.0)
+
+
 def rows_by_name(model, groups):
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {

@@ -193,6 +193,7 @@ def test_without_a_closure_it_is_the_base_and_says_so_once():
         ({"base": "wsd"}, "wsd is no optimizer"),
         ({"base": "sam"}, "second look itself"),
         ({"base": "adamv"}, "no method 'adamv'"),
+        ({"base": "drop_muon"}, "leaves out parts"),
         ({"rho": -1.0}, "rho"),
         ({"rho": float("nan")}, "rho"),
     ],

@@ -184,7 +184,8 @@ class Mup:
         for group in groups:
             parts: dict[tuple[float, float, float], list[Tensor]] = {}
             for parameter in group["params"]:
-                parts.setdefault(factors[id(parameter)], []).append(parameter)
+                # What other parts have added beside the model stays as it is.
+                parts.setdefault(factors.get(id(parameter), (1.0, 1.0, 1.0)), []).append(parameter)
             for (lr, weight_decay, eps), parameters in parts.items():
                 scaled = {"lr_scale": group.get("lr_scale", 1.0) * lr, "eps_scale": eps}
                 decay = {"weight_decay": group["weight_decay"] * weight_decay} if "weight_decay" in group else {}

@@ -172,4 +172,6 @@ def _optimizer(name: str, where: str) -> Any:
     found = catalog.resolve(name)
     if getattr(found, "second_look", False):
         raise RecipeError(f"{name} takes a second look itself", where=where, fix="Use base=adamw or another.")
+    if getattr(found, "partial_backward", False):
+        raise RecipeError(f"{name} leaves out parts of the first look", where=where, fix="Use base=muon or another.")
     return found
