@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-# Numbers in one batch: bounds the scratch memory of a large model (128 MiB in bfloat16). On a CPU a batch that fits into
-# its cache is a seventh faster at 5M parameters, and one call a matrix three times as slow at 0.5M.
+# Numbers in one batch: bounds the scratch memory of a large model (128 MiB in bfloat16). On a CPU a batch that fits
+# into its cache is a seventh faster at 5M parameters, and one call a matrix three times as slow at 0.5M.
 BATCH_ELEMENTS = {"cpu": 1 << 19}
 MOST_ELEMENTS = 1 << 26
 
