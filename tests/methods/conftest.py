@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from thalweg import catalog
@@ -134,3 +140,37 @@ def llama() -> Callable[..., LlamaForCausalLM]:
 @pytest.fixture
 def batch_of() -> Callable[..., dict[str, torch.Tensor]]:
     return make_batch
+
+
+def free_port():
+
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return str(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def two_ranks():  # type: ignore[no-untyped-def]
+    """Runs a test's own file as a script, `FILE RANK FOLDER`, on two ranks, and reads the tensors that rank 0 leaves.
+
+    What goes wrong on a rank is seen here, from whatever folder pytest runs; without gloo the test is skipped.
+    """
+    if not torch.distributed.is_gloo_available():
+        pytest.skip("torch was built without gloo")
+
+    def run(file: str, folder: Path, result: str | None = "result.safetensors"):  # type: ignore[no-untyped-def]
+        shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
+        shared |= {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, file, str(rank), str(folder)],
+                env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stderr=subprocess.PIPE,
+            )
+            for rank in range(2)
+        ]
+        errors = [process.communicate(timeout=600)[1].decode() for process in ranks]
+        assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
+        return load_file(folder / result) if result else None
+
+    return run

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import os
 import shutil
-import subprocess
 import sys
 from collections import Counter
 
@@ -366,22 +364,10 @@ def one_rank(rank, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
-def test_two_ranks_equal_one(tmp_path):
-    from safetensors.torch import load_file
-
-    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(tmp_path)], env=os.environ | loopback, stderr=subprocess.PIPE
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=300)[1].decode() for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
+def test_two_ranks_equal_one(two_ranks, tmp_path):
     model = small_network()
     assert set(several_steps(model, model)) == {0, 1, 2}
-    result = load_file(tmp_path / "result.safetensors")
+    result = two_ranks(__file__, tmp_path)
     for name, parameter in model.named_parameters():
         for kind in ("fsdp", "ddp"):
             torch.testing.assert_close(result[f"{kind}.{name}"], parameter.detach(), atol=1e-11, rtol=0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 import pytest
@@ -157,20 +155,8 @@ def sharded(rank, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
-def test_two_sharded_ranks_equal_one(tmp_path):
-    from safetensors.torch import load_file
-
-    # This file run as a script is one rank: what goes wrong there is seen here, from whatever folder pytest runs.
-    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    command = [sys.executable, __file__]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(tmp_path)], env=os.environ | loopback, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=120)[1].decode() for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
-    result = load_file(tmp_path / "result.safetensors")
+def test_two_sharded_ranks_equal_one(two_ranks, tmp_path):
+    result = two_ranks(__file__, tmp_path)
     for key, expected in three_steps(lambda model: None).items():
         torch.testing.assert_close(result[key], expected, atol=1e-12, rtol=0)
 

@@ -4,8 +4,6 @@ bit for bit. Both ranks run all cases in one go; each case is then a test of its
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
@@ -123,25 +121,12 @@ def one_rank(rank, folder):
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory):
+def sharded(two_ranks, tmp_path_factory):
     """What two ranks found for all cases: (tensors, failures)."""
-    if not torch.distributed.is_gloo_available():
-        pytest.skip("torch was built without gloo")
-    from safetensors.torch import load_file
-
     folder = tmp_path_factory.mktemp("ranks")
-    # This file run as a script is one rank: what goes wrong there is seen here, from whatever folder pytest runs.
-    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)], env=os.environ | loopback, stderr=subprocess.PIPE
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=600)[1].decode() for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
+    tensors = two_ranks(__file__, folder)
     failures = json.loads((folder / "failures.json").read_text(encoding="utf-8"))
-    return load_file(folder / "result.safetensors"), failures
+    return tensors, failures
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=NAMES)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -386,21 +384,8 @@ def rank_of_two(folder):
     first.close()
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
-def test_two_ranks_equal_one(tmp_path):
-    # This file run as a script is one rank: what goes wrong there is seen here, from whatever folder pytest runs.
-    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path)],
-            env=os.environ | loopback | meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=300)[1].decode() for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
+def test_two_ranks_equal_one(two_ranks, tmp_path):
+    two_ranks(__file__, tmp_path, result=None)
     for estimator in ("gnb", "hutchinson"):
         trainer = steps(trainer_of(estimator=estimator), 1)
         expected = tensors(trainer)
@@ -419,13 +404,5 @@ def check_ranks(result, expected, later, tolerance):
             assert ((result[f"later/{name}"] - later[name]).abs() > 1e-4).float().mean() < 0.02, name
 
 
-def free_port():
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return str(listener.getsockname()[1])
-
-
 if __name__ == "__main__":
-    rank_of_two(sys.argv[1])
+    rank_of_two(sys.argv[2])
