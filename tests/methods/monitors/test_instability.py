@@ -66,6 +66,9 @@ def test_forecast_on_straight_lines():
     assert forecast_crossing(steps[:3], [1.0, 10.0, 100.0], 1e4) is None
     assert forecast_crossing(steps, [1.0, 0.0, 2.0, 3.0], 1e4) is None
     assert forecast_crossing([], [], 1e4) is None
+    # Twice the 30 steps that the line looks back on, and a little more than that.
+    assert forecast_crossing(steps, [1.0, 10.0, 100.0, 1000.0], 10.0**8.99) == pytest.approx(99.9)
+    assert forecast_crossing(steps, [1.0, 10.0, 100.0, 1000.0], 10.0**9.01) is None
 
 
 def after(monitor: Instability, values: list[float], monkeypatch, final: int = 100):  # type: ignore[no-untyped-def]
@@ -87,9 +90,10 @@ def test_a_warning_comes_before_the_threshold_and_once(monkeypatch):
     warned = after(Instability(every=10), values, monkeypatch)
     # Doubling every 10 steps from 80 at step 40, 1e4 comes near step 110: beyond the run's 100 steps.
     assert warned == {}
+    # At step 40 a line over 30 steps is believed for 60 more; at step 50 one over 40 steps for 80.
     warned = after(Instability(every=10), values, monkeypatch, final=200)
-    assert list(warned) == [40]
-    assert "will pass, at step 110" in warned[40]
+    assert list(warned) == [50]
+    assert "will pass, at step 110" in warned[50]
 
 
 def test_what_has_passed_is_said_so(monkeypatch):
@@ -106,7 +110,7 @@ def test_state_goes_on(monkeypatch):
     after(first, values[:3], monkeypatch, final=200)
     second.load_state_dict(first.state_dict())
     assert second.state_dict() == first.state_dict()
-    assert whole.state_dict()["warned"] == {"attention_logit": 40}
+    assert whole.state_dict()["warned"] == {"attention_logit": 50}
 
 
 def test_gradient_size_is_noted(trainer_with):

@@ -8,7 +8,8 @@ Two failures of large transformers announce themselves in numbers that cost one 
     gradients          the root mean square of a matrix's gradient falls to AdamW's eps, and the layer stops learning
 
 A warning is given when a sign has passed its threshold, or when a straight line through the logarithms of its last
-measurements reaches the threshold before the budget ends.
+measurements reaches the threshold before the budget ends and within twice the steps that the line looks back on: what
+grows fast while the rate warms up does not go on like that.
 
 Source: "Small-scale proxies for large-scale Transformer training instabilities" (2023, arXiv:2309.14322). The threshold
 of the attention logits is theirs; those of log Z and of the gradient (ten times eps) are ours, and so is the forecast,
@@ -29,6 +30,8 @@ from thalweg.models.head import evaluation_mode
 
 # Measurements that a forecast looks back on, and the fewest that it believes.
 WINDOW, FEWEST = 6, 4
+# How far ahead a line is believed, in units of the steps that it looks back on.
+REACH = 2.0
 LOG_Z_THRESHOLD = 50.0
 GRADIENT_THRESHOLD = 1e-7
 
@@ -97,7 +100,8 @@ def forecast_crossing(steps: list[int], values: list[float], threshold: float) -
     Works for signs that grow towards a threshold above them and for signs that fall towards one below.
 
     Returns:
-        The step, the last one if the threshold is passed already, None where the line does not lead there.
+        The step, the last one if the threshold is passed already, None where the line does not lead there or only
+        further ahead than it can be believed.
     """
     if not values or min(values) <= 0:
         return None
@@ -109,7 +113,8 @@ def forecast_crossing(steps: list[int], values: list[float], threshold: float) -
     x, y = torch.tensor(steps[-WINDOW:], dtype=torch.float64), torch.tensor(values[-WINDOW:], dtype=torch.float64).log()
     slope = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
     left = math.log(threshold) - float(y[-1])
-    return steps[-1] + left / slope if slope * left > 0 else None
+    believed = REACH * float(x[-1] - x[0])
+    return steps[-1] + left / slope if slope * left > 0 and left / slope <= believed else None
 
 
 class Instability:
