@@ -11,7 +11,7 @@ from thalweg.arena.sources import loop_files, method_files, method_hash
 @pytest.mark.parametrize(
     ("name", "files"),
     [
-        ("muon", {"muon.py", "adamw_update.py", "base.py", "newton_schulz.py", "sharding.py"}),
+        ("muon", {"muon.py", "muon_update.py", "adamw_update.py", "base.py", "newton_schulz.py", "sharding.py"}),
         ("adamw", {"adamw.py", "adamw_update.py", "base.py", "sharding.py"}),
         ("gradient_noise", {"gradient_noise.py"}),
         ("autolrs", {"autolrs.py", "base.py", "loss_forecast.py", "rate_search.py"}),
