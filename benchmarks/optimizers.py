@@ -133,11 +133,11 @@ def their_muon(groups: Groups) -> torch.optim.Optimizer:
 
 
 def fused(groups: Groups) -> torch.optim.Optimizer:
-    return torch.optim.AdamW([p for group in groups for p in group["params"]], lr=RATE, fused=True)
+    return torch.optim.AdamW([{"params": group["params"]} for group in groups], lr=RATE, fused=True)
 
 
 def unfused(groups: Groups) -> torch.optim.Optimizer:
-    return torch.optim.AdamW([p for group in groups for p in group["params"]], lr=RATE, foreach=True)
+    return torch.optim.AdamW([{"params": group["params"]} for group in groups], lr=RATE, foreach=True)
 
 
 def contestants(methods: list[str] | None) -> Iterator[Contestant]:
