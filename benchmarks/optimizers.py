@@ -43,15 +43,15 @@ Groups = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Contestant:
-    """An implementation of a method. `gap`: steps after which its costs repeat."""
+    """An implementation of a method: what it builds has `step()` and `state`. `gap`: steps after which costs repeat."""
 
     method: str
     who: str
-    build: Callable[[Groups], torch.optim.Optimizer]
+    build: Callable[[Groups], Any]
     gap: int = 1
 
 
-class Both(torch.optim.Optimizer):
+class Both:
     """torch's Muon for matrices and fused AdamW for the rest, which is how torch means it to be used."""
 
     def __init__(self, groups: Groups) -> None:
@@ -59,13 +59,14 @@ class Both(torch.optim.Optimizer):
             torch.optim.Muon([p for g in groups if g["kind"] == "matrix" for p in g["params"]], lr=RATE),
             torch.optim.AdamW([p for g in groups if g["kind"] != "matrix" for p in g["params"]], lr=RATE, fused=True),
         ]
-        super().__init__([p for group in groups for p in group["params"]], {})
-        self.state = {p: state for part in self.parts for p, state in part.state.items()}  # type: ignore[assignment]
 
-    def step(self, closure: Any = None) -> None:
+    @property
+    def state(self) -> dict[Any, Any]:
+        return {p: state for part in self.parts for p, state in part.state.items()}
+
+    def step(self) -> None:
         for part in self.parts:
             part.step()
-        self.state = {p: state for part in self.parts for p, state in part.state.items()}  # type: ignore[assignment]
 
 
 class FirstHessian:
@@ -254,7 +255,9 @@ def rows(found: list[dict[str, Any]]) -> Iterator[list[str]]:
             rivals = [value for (method, who), value in middle.items() if method == one["method"] and who != "thalweg"]
             if rivals:
                 one["over_best"] = ratio / min(rivals)
-                goals.append(f"{one['over_best']:.2f} of the next: {verdict(one['over_best'], 1.0, at_least=False)}")
+                goals.append(
+                    f"{one['over_best']:.2f} of the next: {verdict(one['over_best'], FASTEST_GOAL, at_least=False)}"
+                )
             if one["method"] in ELEMENTWISE:
                 goals.append(f"a byte: {verdict(one['a_byte'], BYTE_GOAL, at_least=False)}")
         yield [
