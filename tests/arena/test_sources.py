@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from thalweg import catalog
-from thalweg.arena.sources import loop_files, method_files, method_hash
+from thalweg.arena.sources import loop_files, loop_hash, method_files, method_hash, module_of
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,15 @@ def test_the_loop_holds_the_trainer_and_no_method():
     names = {str(path).split("thalweg/")[-1] for path in loop_files()}
     assert "training/trainer.py" in names
     assert not any(name.startswith("methods/") for name in names)
+
+
+def test_the_loop_is_what_a_run_imports():
+    """What only some method or some other verb imports counts for those only."""
+    common = {str(path).split("thalweg/")[-1] for path in loop_files()}
+    assert {"sessions/train.py", "data/building.py", "models/ladder.py", "training/callbacks/metrics.py"} <= common
+    assert not {"models/coalescing.py", "sessions/predict.py"} & common
+    with_method = {str(path).split("thalweg/")[-1] for path in loop_files([module_of("multi_level")])}
+    with_claim = {str(path).split("thalweg/")[-1] for path in loop_files(["thalweg.arena.claims.level_cycle"])}
+    assert "models/coalescing.py" in with_method | with_claim
+    assert common <= with_method & with_claim
+    assert loop_hash(["adamw"]) == loop_hash(["muon"]) != loop_hash(["multi_level"])

@@ -136,13 +136,14 @@ def _plain(value: Any) -> Any:
 
 def hashes(card: Card) -> dict[str, str]:
     """SHA-256 of what a claim's outcome depends on: of the cards, of the code, and of "both"."""
-    from thalweg.arena.sources import hash_of, loop_files, method_files
+    from thalweg.arena.sources import hash_of, loop_files, method_files, module_of
 
     names = methods_of(card)
     paths = {path for name in names for path in method_files(name)}
     if "function" in card.claim:
-        # A function may test anything that a run goes through.
-        paths |= {*files_of(card.claim["function"]), *loop_files()}
+        # A function may test anything that a run goes through, and what it imports besides.
+        module = f"thalweg.arena.claims.{card.claim['function'].partition(':')[0]}"
+        paths |= {*files_of(card.claim["function"]), *loop_files([module, *map(module_of, names)])}
     # The whole table of this card, and of the others what decides how they train.
     tables = {name: _trains(_table(name)) for name in names} | {card.name: _table(card.name)}
     cards = hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,8 @@
 """What a result depends on besides its recipe: the code that ran, as a hash.
 
-A run is reused only while the sources of the loop and of the methods that it names are the same, byte for byte. A claim
-is up to date while those of its methods are (and of its function); changes of the loop do not make it stale.
+A run is reused only while the sources of the loop and of the methods that it names are the same, byte for byte. A race
+is up to date while those of its methods are: changes of the loop do not make it stale. A function is up to date while
+those of its methods, of the loop and of what else it imports are.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ def hash_of(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def loop_files() -> list[Path]:
-    """The files of the rooms that every run goes through."""
-    return [path for room in LOOP for path in (PACKAGE / room).rglob("*.py")]
+def loop_files(modules: Iterable[str] = ()) -> set[Path]:
+    """The files of the loop's rooms that a run goes through, or that these modules import, however indirectly."""
+    reached = _reached({"thalweg.sessions.train", *modules}, "thalweg.")
+    return {path for path in reached if path.relative_to(PACKAGE).parts[0] in LOOP}
 
 
-@cache
-def loop_hash() -> str:
-    """Of the rooms that every run goes through."""
-    return hash_of(loop_files())
+def loop_hash(names: Iterable[str]) -> str:
+    """Of the files of the loop that a run with these methods goes through."""
+    return hash_of(loop_files(module_of(name) for name in names))
 
 
 def method_hash(names: Iterable[str]) -> str:
@@ -46,15 +47,24 @@ def method_hash(names: Iterable[str]) -> str:
 
 def method_files(name: str) -> set[Path]:
     """The file of a method, and the files of its family that it imports, however indirectly."""
+    return _reached({module_of(name)}, f"thalweg.methods.{catalog.lookup(name).family}.")
+
+
+def module_of(name: str) -> str:
+    """The module that a method lives in."""
     card = catalog.lookup(name)
-    family = f"thalweg.methods.{card.family}"
+    return f"thalweg.methods.{card.family}.{card.object.split(':')[0]}"
+
+
+def _reached(modules: set[str], prefix: str) -> set[Path]:
+    """The files of these modules, and of those with this prefix that they import, however indirectly."""
     found: set[Path] = set()
-    waiting = {f"{family}.{card.object.split(':')[0]}"}
+    waiting = set(modules)
     while waiting:
         path = _file(waiting.pop())
         if path not in found:
             found.add(path)
-            waiting |= {module for module in _imported(path) if module.startswith(f"{family}.")}
+            waiting |= {module for module in _imported(path) if module.startswith(prefix)}
     return found
 
 
@@ -64,7 +74,8 @@ def _file(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def _imported(path: Path) -> set[str]:
+@cache
+def _imported(path: Path) -> frozenset[str]:
     """The modules of this package that a file imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -74,7 +85,7 @@ def _imported(path: Path) -> set[str]:
             # A name may be a module itself.
             within = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {node.module} | {module for module in within if _is_module(module)}
-    return {module for module in found if _is_module(module)}
+    return frozenset(module for module in found if _is_module(module))
 
 
 def _is_module(module: str) -> bool:

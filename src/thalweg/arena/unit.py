@@ -68,7 +68,7 @@ class Unit:
             "recipe": self.recipe.toml(),
             "plan": {name: self.plan["chosen"].get(name) for name in DECISIVE},
             "corpus": self.plan["data"]["content_hash"],
-            "code": [loop_hash(), method_hash(names)],
+            "code": [loop_hash(names), method_hash(names)],
             "torch": str(torch.__version__),
             "place": self.place if self.recipe.budget.unit == "seconds" else "",
         }
