@@ -109,12 +109,11 @@ def test_unknown_names_and_folders_that_cannot_be(tmp_path):
 
 @pytest.fixture
 def house(tmp_path, monkeypatch):
-    """A copy of the methods that a test may change."""
+    """A copy of the package's sources that a test may change."""
     from thalweg.arena import sources
 
     package = tmp_path / "thalweg"
-    shutil.copytree(catalog.METHODS, package / "methods", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(sources.PACKAGE / "arena" / "claims", package / "arena" / "claims")
+    shutil.copytree(sources.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(catalog, "METHODS", package / "methods")
     monkeypatch.setattr(sources, "PACKAGE", package)
     monkeypatch.setattr("thalweg.arena.claims.finding.FOLDER", package / "arena" / "claims")
@@ -140,6 +139,9 @@ def house(tmp_path, monkeypatch):
         ("cross_entropy", "arena/claims/nuclear_norm_invisible.py", "", False),
         ("cross_entropy", "methods/objectives/linear_cross_entropy.py", "", True),
         ("cross_entropy", "methods/optimizers/adamw.py", "", False),
+        ("cross_entropy", "training/trainer.py", "", True),
+        ("cross_entropy", "models/coalescing.py", "", False),  # no run goes through it, nor does the function
+        ("wsd", "training/trainer.py", "", False),
     ],
 )
 def test_stale_is_what_has_changed_since(tmp_path, house, raced, found, name, changed, old, stale):
