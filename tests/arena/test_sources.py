@@ -11,7 +11,18 @@ from thalweg.arena.sources import loop_files, loop_hash, method_files, method_ha
 @pytest.mark.parametrize(
     ("name", "files"),
     [
-        ("muon", {"muon.py", "muon_update.py", "adamw_update.py", "base.py", "newton_schulz.py", "sharding.py"}),
+        (
+            "muon",
+            {
+                "muon.py",
+                "muon_update.py",
+                "adamw_update.py",
+                "base.py",
+                "batches.py",
+                "newton_schulz.py",
+                "sharding.py",
+            },
+        ),
         ("adamw", {"adamw.py", "adamw_update.py", "base.py", "sharding.py"}),
         ("gradient_noise", {"gradient_noise.py"}),
         ("autolrs", {"autolrs.py", "base.py", "loss_forecast.py", "rate_search.py"}),

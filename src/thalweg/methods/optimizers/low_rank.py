@@ -28,12 +28,12 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor import zeros as sharded_zeros
 
 from thalweg.methods.optimizers.base import Base, Group, sides_of, working_dtype
+from thalweg.methods.optimizers.batches import batches, matrices_of, matrix_count, short_and_long
 from thalweg.methods.optimizers.sharding import gathered, local, scattered
 
 # Numbers in one stack: bounds what lies about beside the state, which is what these methods want small (64 MiB). A CPU
 # gains nothing by more than fits into its cache.
-STACK_ELEMENTS = {"cpu": 1 << 18}
-MOST_ELEMENTS = 1 << 24
+STACK_ELEMENTS = {"cpu": 1 << 18, "other": 1 << 24}
 
 
 def rank_of(rank: float, columns: int) -> int:
@@ -56,9 +56,9 @@ class Stack:
     def __init__(self, optimizer: Base, group: Group, parameters: list[Tensor]) -> None:
         self.optimizer, self.group, self.parameters = optimizer, group, parameters
         self.step: int = optimizer.state[parameters[0]]["step"]
-        self.columns, self.rows = _sides(parameters[0])
+        self.columns, self.rows = short_and_long(parameters[0])
         self.rank = rank_of(group["rank"], self.columns)
-        self.counts = [_count(parameter) for parameter in parameters]
+        self.counts = [matrix_count(parameter) for parameter in parameters]
 
     def refreshes(self, gap: int) -> bool:
         """Whether a subspace that is kept for `gap` steps is chosen anew in this one (the first always is)."""
@@ -90,7 +90,7 @@ class Stack:
         weights = self.optimizer.weights(self.parameters)
         kept = 1.0 - self.group["lr"] * self.group["weight_decay"]
         for weight, a, b in zip(weights, left.split(self.counts), right.split(self.counts), strict=True):
-            matrices = _matrices(weight)
+            matrices = matrices_of(weight)
             if matrices.shape[1] >= matrices.shape[2]:
                 matrices.baddbmm_(a, b, beta=kept, alpha=-lr)
             else:
@@ -174,25 +174,18 @@ def singular_subspace(stack: Stack, gradients: Tensor, gap: int) -> Tensor:
 
 def stacks(optimizer: Base, group: Group, parameters: list[Tensor]) -> list[Stack]:
     """The hidden matrices of a group in stacks, with their steps counted."""
-    kinds: dict[tuple, list[Tensor]] = {}
+    kinds: dict[int, list[Tensor]] = {}
     for parameter in parameters:
         if parameter.numel():
             state = optimizer.state[parameter]
             # A plain number: the host must know when to refresh, and may not ask the device.
             state["step"] = state.get("step", 0) + 1
-            key = (_sides(parameter), parameter.dtype, parameter.device, state["step"])
-            kinds.setdefault(key, []).append(parameter)
-    result: list[Stack] = []
-    for (sides, *_), members in kinds.items():
-        room = max(1, STACK_ELEMENTS.get(members[0].device.type, MOST_ELEMENTS) // math.prod(sides))
-        chunk: list[Tensor] = []
-        for parameter in members:
-            if chunk and sum(map(_count, chunk)) + _count(parameter) > room:
-                result.append(Stack(optimizer, group, chunk))
-                chunk = []
-            chunk.append(parameter)
-        result.append(Stack(optimizer, group, chunk))
-    return result
+            kinds.setdefault(state["step"], []).append(parameter)
+    return [
+        Stack(optimizer, group, [members[index] for index in batch])
+        for members in kinds.values()
+        for batch in batches(members, STACK_ELEMENTS)
+    ]
 
 
 def zeros_beside(parameter: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -208,27 +201,12 @@ def _joined(pieces: list[Tensor]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-def _matrices(tensor: Tensor) -> Tensor:
-    """A view [matrices, rows, columns] as the parameter has them."""
-    return tensor if tensor.ndim == 3 else tensor.flatten(1).unsqueeze(0)
-
-
 def _leading(parameter: Tensor) -> tuple[int, ...]:
     return (parameter.shape[0],) if parameter.ndim == 3 else ()
 
 
-def _count(parameter: Tensor) -> int:
-    return parameter.shape[0] if parameter.ndim == 3 else 1
-
-
-def _sides(parameter: Tensor) -> tuple[int, int]:
-    """The short side and the long one."""
-    rows, columns = sides_of(parameter)
-    return min(rows, columns), max(rows, columns)
-
-
 def _tall(tensor: Tensor) -> Tensor:
-    matrices = _matrices(tensor)
+    matrices = matrices_of(tensor)
     return matrices if matrices.shape[1] >= matrices.shape[2] else matrices.mT
 
 
