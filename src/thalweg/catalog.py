@@ -18,8 +18,9 @@ from typing import Any
 from thalweg.errors import RecipeError
 
 ONE_PLACE_SLOTS = ("optimizer", "schedule", "objective", "reweighting")
-# A procedure is called from Python, with trainings or functions as arguments, and has no place in a recipe.
-SLOTS = (*ONE_PLACE_SLOTS, "callbacks", "procedure")
+# Two have no place in a recipe. A procedure is called from Python, with trainings or functions as arguments; a
+# compression is a step of `thalweg compress`.
+SLOTS = (*ONE_PLACE_SLOTS, "callbacks", "procedure", "compression")
 METHODS = Path(__file__).parent / "methods"
 
 Value = bool | int | float | str
