@@ -120,6 +120,12 @@ def parse_arm(arm: str) -> dict[str, Any]:
         if not part.strip():
             raise RecipeError("an arm names no method here", where=f"arm {arm!r}", fix="Write name+name:key=value.")
         choice = parse_choice(part)
+        if choice.slot == "compression":
+            raise RecipeError(
+                f"{choice.name} compresses a model that is trained already",
+                where=f"arm {arm!r}",
+                fix=f"thalweg compress MODEL --with {choice.name}",
+            )
         if choice.name in seen:
             raise RecipeError(f"{choice.name} is named twice", where=f"arm {arm!r}", fix="Name it once.")
         seen[choice.name] = choice.slot

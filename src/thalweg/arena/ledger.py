@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from thalweg import catalog
-from thalweg.arena.claims.finding import files_of, find
+from thalweg.arena.claims.finding import file_of, find
 from thalweg.arena.race import FAILS, HOLDS, UNDECIDED, methods_of, race
 from thalweg.catalog import Card
 from thalweg.errors import ArenaError, UserError
@@ -136,14 +136,13 @@ def _plain(value: Any) -> Any:
 
 def hashes(card: Card) -> dict[str, str]:
     """SHA-256 of what a claim's outcome depends on: of the cards, of the code, and of "both"."""
-    from thalweg.arena.sources import hash_of, loop_files, method_files, module_of
+    from thalweg.arena.sources import function_files, hash_of, method_files
 
     names = methods_of(card)
     paths = {path for name in names for path in method_files(name)}
     if "function" in card.claim:
         # A function may test anything that a run goes through, and what it imports besides.
-        module = f"thalweg.arena.claims.{card.claim['function'].partition(':')[0]}"
-        paths |= {*files_of(card.claim["function"]), *loop_files([module, *map(module_of, names)])}
+        paths |= function_files(f"thalweg.arena.claims.{file_of(card.claim['function']).stem}", names)
     # The whole table of this card, and of the others what decides how they train.
     tables = {name: _trains(_table(name)) for name in names} | {card.name: _table(card.name)}
     cards = hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()

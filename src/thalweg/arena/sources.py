@@ -35,6 +35,12 @@ def loop_files(modules: Iterable[str] = ()) -> set[Path]:
     return {path for path in reached if path.relative_to(PACKAGE).parts[0] in LOOP}
 
 
+def function_files(module: str, methods: Iterable[str]) -> set[Path]:
+    """What a claim's function depends on: its file, those of its folder and of the loop's rooms that it imports."""
+    own = _reached({module}, module.rpartition(".")[0] + ".")
+    return own | loop_files([module, *map(module_of, methods)])
+
+
 def loop_hash(names: Iterable[str]) -> str:
     """Of the files of the loop that a run with these methods goes through."""
     return hash_of(loop_files(module_of(name) for name in names))

@@ -2,8 +2,8 @@
 
 For a layer y = W x with calibration inputs, H = mean of x x^T [in, in]. Damped, H' = H + d mean(diag H) I, and with the
 upper factor U of the inverse, H'^-1 = U^T U, the rows of U hold what the optimal correction of the columns after i
-needs: (H'[i:, i:])^-1[0, :] = U[i, i] U[i, i:]. Inputs that never were anything but zero (H_jj = 0) get H_jj = 1, and their
-weights are of no consequence.
+needs: (H'[i:, i:])^-1[0, :] = U[i, i] U[i, i:]. Inputs that never were anything but zero (H_jj = 0) get H_jj = 1, and
+their weights are of no consequence.
 
 Sources: "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2022, arXiv:2210.17323);
 "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot" (2023, arXiv:2301.00774).

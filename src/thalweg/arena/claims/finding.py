@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from thalweg import catalog
 from thalweg.errors import ArenaError
 
 FOLDER = Path(__file__).parent
@@ -49,12 +48,6 @@ def file_of(function: str) -> Path:
             fix="Write module:name, where module is a file of thalweg/arena/claims/.",
         )
     return path
-
-
-def files_of(function: str) -> set[Path]:
-    """The file of a claim's function, and what functions share: the files of this folder that are no claim's own."""
-    others = {file_of(card.claim["function"]) for card in catalog.load().values() if "function" in card.claim}
-    return {file_of(function), *(path for path in FOLDER.glob("*.py") if path not in others)}
 
 
 def find(function: str) -> Callable[..., Finding]:

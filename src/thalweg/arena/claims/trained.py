@@ -1,0 +1,86 @@
+"""A small trained model for claims about models that are trained already, made once and kept.
+
+1M parameters, a few hundred steps on the standard library: enough that its weights and activations have the structure
+that compression finds or destroys.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thalweg.arena.sources import loop_hash, method_hash
+from thalweg.cache import cache_folder
+from thalweg.models.evaluate import Evaluation, evaluate
+from thalweg.models.folder import load
+from thalweg.recipe import Recipe
+from thalweg.runs import Run
+
+CONTEXT = 128
+EVALUATED = 60_000  # held-out tokens
+ARM = "adamw+linear"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model and its corpus.
+
+    Attributes:
+        folder: of the checkpoint, as Hugging Face saves it.
+        store: the token store that it was trained on.
+    """
+
+    folder: Path
+    store: Any
+
+    def model(self) -> Any:
+        """A copy of the model, in evaluation mode."""
+        return load(self.folder)[0].eval()
+
+    def calibration(self, windows: int, seed: int = 0) -> Tensor:
+        """Windows of training text, int64 [windows, CONTEXT], drawn with this seed."""
+        from thalweg.data import WindowSampler
+
+        batch = WindowSampler(self.store.train, CONTEXT, windows, seed + 1000).batch(0)
+        return batch["input_ids"]
+
+    def evaluation(self, model: Any) -> Evaluation:
+        """Bits per byte and loss on held-out text, always the same."""
+        return evaluate(model, self.store.held_out, context=CONTEXT, batch_size=32, max_tokens=EVALUATED)
+
+
+def trained(seed: int = 0, model: str = "1M", steps: int = 600) -> Trained:
+    """The model of this seed; trained at the first call, and found again while the code of training is the same."""
+    from thalweg.data import prepare
+    from thalweg.sessions.train import train
+    from thalweg.sessions.training_data import tokenizer_of
+
+    recipe = Recipe.parse(
+        ARM,
+        budget=f"{steps} steps",
+        model=model,
+        seed=seed,
+        data={"context": CONTEXT},
+        # With what a claim itself says, all that a machine's speed could decide.
+        training={"batch_size": 8, "micro_batch": 8, "precision": "float32", "compile": "off"},
+    )
+    names = sorted(choice.name for choice in recipe.choices)
+    key = f"{model}-{steps}-{seed}-{loop_hash(names)[:8]}{method_hash(names)[:8]}-{torch.__version__}"
+    folder = cache_folder() / "trained" / key
+    if not _finished(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        train(recipe, folder, quiet=True, show=False)
+    data = recipe.data
+    store = prepare(data.corpus, tokenizer=tokenizer_of(recipe), field=data.field, held_out=data.held_out)
+    return Trained(folder / "checkpoints" / "latest", store)
+
+
+def _finished(folder: Path) -> bool:
+    if not (folder / "recipe.toml").is_file():
+        return False
+    return any(line["event"] == "finish" for line in Run.open(folder).metrics())
