@@ -142,6 +142,22 @@ def parse_arm(arm: str) -> dict[str, Any]:
     return slots
 
 
+def parse_steps(text: str) -> list[Choice]:
+    """The steps of a compression in their order: "wanda:sparsity=0.5+gptq:bits=4".
+
+    Raises:
+        RecipeError: a step that cannot be read, or a method that compresses nothing.
+    """
+    steps = [parse_choice(part) for part in re.split(r"\+\s*(?=[A-Za-z_])", text) if part.strip()]
+    for step in steps:
+        if step.slot != "compression":
+            known = ", ".join(name for name, card in catalog.load().items() if card.slot == "compression")
+            raise RecipeError(f"{step.name} compresses no model", where=f"steps {text!r}", fix=f"Steps: {known}.")
+    if not steps:
+        raise RecipeError("no step is named", where=f"steps {text!r}", fix='Write "wanda:sparsity=0.5+gptq:bits=4".')
+    return steps
+
+
 def choices_of(arm: str) -> list[Choice]:
     """All that an arm names, callbacks side by side with the slots that have one place."""
     return [choice for value in parse_arm(arm).values() for choice in (value if isinstance(value, list) else [value])]

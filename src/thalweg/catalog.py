@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from thalweg.errors import RecipeError
@@ -20,7 +21,8 @@ from thalweg.errors import RecipeError
 ONE_PLACE_SLOTS = ("optimizer", "schedule", "objective", "reweighting")
 # Two have no place in a recipe. A procedure is called from Python, with trainings or functions as arguments; a
 # compression is a step of `thalweg compress`.
-SLOTS = (*ONE_PLACE_SLOTS, "callbacks", "procedure", "compression")
+OUTSIDE_ARMS = ("procedure", "compression")
+SLOTS = (*ONE_PLACE_SLOTS, "callbacks", *OUTSIDE_ARMS)
 METHODS = Path(__file__).parent / "methods"
 
 Value = bool | int | float | str
@@ -136,6 +138,10 @@ def lookup(name: str, *, where: str = "arm") -> Card:
 
 def resolve(name: str) -> Any:
     """Import the object that a method's name stands for."""
+    return getattr(module(name), lookup(name).object.split(":")[1])
+
+
+def module(name: str) -> ModuleType:
+    """Import the module that a method lives in, for what it offers beside its object."""
     card = lookup(name)
-    module, attribute = card.object.split(":")
-    return getattr(importlib.import_module(f"thalweg.methods.{card.family}.{module}"), attribute)
+    return importlib.import_module(f"thalweg.methods.{card.family}.{card.object.split(':')[0]}")

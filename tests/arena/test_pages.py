@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 import shlex
 import tempfile
 import xml.etree.ElementTree as ElementTree
@@ -13,6 +15,7 @@ import pytest
 from thalweg import catalog
 from thalweg.arena import ledger, pages
 from thalweg.arena.claim_drawing import curves_svg
+from thalweg.arms import parse_steps
 from thalweg.recipe import Recipe, parse_arm
 
 ROOT = Path(__file__).parents[2]
@@ -113,11 +116,25 @@ def test_committed_pages_are_what_cards_and_results_give():
     with tempfile.TemporaryDirectory() as folder:
         written = {
             path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in pages.write(CARDS, ledger.read(ROOT / "results"), folder)
+            for path in pages.write(CARDS, ledger.read(ROOT / "results"), folder, ledger.comparisons(ROOT / "results"))
         }
     there = {path.relative_to(committed).as_posix(): path.read_bytes() for path in committed.rglob("*.*")}
     assert sorted(there) == sorted(written)
     assert [name for name, text in written.items() if there[name] != text] == []
+
+
+def test_comparisons_stand_on_their_familys_page(tmp_path):
+    (tmp_path / "compared").mkdir()
+    told = runpy.run_path(str(ROOT / "tests" / "reports" / "comparison_fixture.py"))["results"](tuned=True)
+    (tmp_path / "compared" / "optimizers-steps.json").write_text(json.dumps(told))
+    found = ledger.comparisons(tmp_path)
+    assert list(found) == ["optimizers"]
+    text = pages.markdown("optimizers", CARDS, {}, found["optimizers"])
+    head, table = text.split("## Compared with one another")
+    assert "## How to use them" not in head
+    for arm in told["workloads"][0]["arms"]:
+        assert f"| `{arm['name']}` |" in table
+    assert "Compared" not in pages.markdown("schedules", CARDS, {}, found.get("schedules", []))
 
 
 # -- the code on the pages ----------------------------------------------------------------------------------------
@@ -126,9 +143,14 @@ def test_committed_pages_are_what_cards_and_results_give():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_commands_are_recipes_with_the_method(family):
     lines = [line for block in blocks(pages.markdown(family, CARDS, {}), "sh") for line in block.splitlines()]
-    members = [card for card in CARDS.values() if card.family == family and card.slot != "procedure"]
-    assert len(lines) == len(members)
-    for card, line in zip(members, lines, strict=True):
+    members = [card for card in CARDS.values() if card.family == family and card.slot not in catalog.OUTSIDE_ARMS]
+    steps = [card for card in CARDS.values() if card.family == family and card.slot == "compression"]
+    assert len(lines) == len(members) + len(steps)
+    for card, line in zip(steps, lines[len(members) :], strict=True):
+        words = shlex.split(line)
+        assert words[:4] == ["thalweg", "compress", "runs/x", "--with"]
+        assert [step.name for step in parse_steps(words[4])] == [card.name]
+    for card, line in zip(members, lines, strict=False):
         words = shlex.split(line)
         assert words[:3] == ["thalweg", "train", "--arm"]
         arm = words[3]

@@ -186,6 +186,19 @@ def read(out: str | Path = RESULTS) -> dict[str, dict[str, Any]]:
     return {name: record for name, record in found.items() if record is not None}
 
 
+def comparisons(out: str | Path = RESULTS) -> dict[str, list[dict[str, Any]]]:
+    """Comparisons between members of one family, by family: results.json of each, kept as
+    compared/<family>-<what>.json.
+
+    Raises:
+        RunError: one is damaged.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((Path(out) / "compared").glob("*-*.json")):
+        found.setdefault(path.stem.partition("-")[0], []).append(read_json(path))
+    return found
+
+
 def read_record(name: str, folder: Path) -> dict[str, Any] | None:
     """The record of one method, or None where there is none; what is no record is an `ArenaError`."""
     path = folder / f"{name}.json"

@@ -7,14 +7,16 @@ the same cards and records give the same bytes, so a page that was edited by han
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from thalweg import catalog
 from thalweg.arena.claim_drawing import curves_svg
 from thalweg.catalog import METHODS, Card
 from thalweg.errors import ArenaError
+from thalweg.reports import comparison_table
 from thalweg.runs import write_text
 
 DOCS = Path("docs/methods")
@@ -27,14 +29,23 @@ GIVEN = (
 Record = Mapping[str, Any]
 
 
-def write(cards: Mapping[str, Card], records: Mapping[str, Record], docs: str | Path = DOCS) -> list[Path]:
+def write(
+    cards: Mapping[str, Card],
+    records: Mapping[str, Record],
+    docs: str | Path = DOCS,
+    comparisons: Mapping[str, list[Record]] | None = None,
+) -> list[Path]:
     """Write a page for every family, and a figure for every race; gives back the paths.
+
+    Args:
+        comparisons: by family, as `ledger.comparisons` gives them.
 
     Raises:
         ArenaError: the folder cannot be written.
     """
     folder = Path(docs)
-    files = {f"{family}.md": markdown(family, cards, records) for family in sorted({c.family for c in cards.values()})}
+    families, compared = sorted({card.family for card in cards.values()}), comparisons or {}
+    files = {f"{family}.md": markdown(family, cards, records, compared.get(family, [])) for family in families}
     files |= {f"figures/{name}.svg": curves_svg(curves) for name in cards if (curves := _curves(records.get(name)))}
     try:
         for name, text in files.items():
@@ -45,13 +56,16 @@ def write(cards: Mapping[str, Card], records: Mapping[str, Record], docs: str | 
     return [folder / name for name in files]
 
 
-def markdown(family: str, cards: Mapping[str, Card], records: Mapping[str, Record]) -> str:
+def markdown(
+    family: str, cards: Mapping[str, Card], records: Mapping[str, Record], comparisons: Sequence[Record] = ()
+) -> str:
     """The page of one family.
 
     Args:
         family: such as "schedules".
         cards: of the whole catalogue, by name.
         records: of the ledger, by name; a method without one is shown as not measured.
+        comparisons: what results.json of comparisons between its members holds.
     """
     members = [card for card in cards.values() if card.family == family]
     folder = METHODS / family
@@ -62,6 +76,8 @@ def markdown(family: str, cards: Mapping[str, Card], records: Mapping[str, Recor
         f"# {family.capitalize()}",
         about,
         "\n".join(["| method | the paper's claim | measured | verdict |", "|---|---|---|---|", *rows]),
+        *(["## Compared with one another"] if comparisons else []),
+        *(comparison_table.brief(dict(results)) for results in comparisons),
         "## How to use them",
         _in_our_trainer(members),
         GIVEN,
@@ -72,9 +88,14 @@ def markdown(family: str, cards: Mapping[str, Card], records: Mapping[str, Recor
 
 
 def _in_our_trainer(members: list[Card]) -> str:
-    in_arms = [card for card in members if card.slot != "procedure"]
-    commands = "\n".join(f'thalweg train --arm "{_spelled(card)}" --budget 10min' for card in in_arms)
-    return f"In Thalweg's trainer, as a part of an arm:\n\n```sh\n{commands}\n```"
+    """The commands that use them: as parts of an arm, and as steps of a compression."""
+    in_arms = [card for card in members if card.slot not in catalog.OUTSIDE_ARMS]
+    trained = "\n".join(f'thalweg train --arm "{_spelled(card)}" --budget 10min' for card in in_arms)
+    steps = [card for card in members if card.slot == "compression"]
+    made = "\n".join(f'thalweg compress runs/x --with "{_spelled(card)}" -o small/{card.name}' for card in steps)
+    parts = [f"In Thalweg's trainer, as a part of an arm:\n\n```sh\n{trained}\n```"] if trained else []
+    parts += [f"On a trained model, as a step of a compression:\n\n```sh\n{made}\n```"] if made else []
+    return "\n\n".join(parts)
 
 
 def _spelled(card: Card) -> str:

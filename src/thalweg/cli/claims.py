@@ -25,7 +25,7 @@ def run(
         from thalweg import catalog
         from thalweg.arena.pages import DOCS, write
 
-        for path in write(catalog.load(), ledger.read(out), docs or DOCS):
+        for path in write(catalog.load(), ledger.read(out), docs or DOCS, ledger.comparisons(out)):
             print(path)
         return
     if docs is not None:

@@ -41,6 +41,20 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
+def brief(results: dict[str, Any]) -> str:
+    """The heart of a comparison for a page about something else: how it was made, the table, what was tuned to."""
+    said = [(name, text) for name, text in comparison_rows.setting(results) if name in ("budget", "seeds", "tuning")]
+    lines = [" ".join(f"{escaped(name)}: {escaped(text)}." for name, text in said), ""]
+    for workload in comparison_rows.workloads(results):
+        name = escaped(clean(workload.get("name") or "workload"))
+        lines += [f"On {name}. {escaped(comparison_rows.answer(workload))}", ""]
+        lines += _table(tuple(TITLES.values()), [_cells(row) for row in comparison_rows.rows(workload)])
+        rates = [(code(row[0]), code(row[1]), *row[2:]) for row in comparison_rows.rates(workload)]
+        lines += _table(RATE_TITLES, rates)
+    command = formats.command_line(results.get("command"))
+    return "\n".join([*lines, *([f"Repeat it with {code(command)}."] if command else [])]).rstrip("\n")
+
+
 def escaped(text: Any) -> str:
     """Foreign text on one line of Markdown, without a meaning for Markdown or HTML."""
     line = " ".join(html.escape(clean(text), quote=False).split())
