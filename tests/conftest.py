@@ -139,3 +139,49 @@ def whole_and_resumed(stop_at, tmp_path: Path):  # type: ignore[no-untyped-def]
         return whole, resumed
 
     return both
+
+
+_SIZES = {"vocab_size": 61, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+_LLAMA_LIKE = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "max_position_embeddings": 32}
+_GROUPED = {**_LLAMA_LIKE, "num_key_value_heads": 1, "head_dim": 8}
+_ARCHITECTURES = {
+    "llama": _GROUPED,
+    "qwen2": _GROUPED,
+    "qwen3": _GROUPED,
+    "mistral": {**_GROUPED, "sliding_window": 5},
+    "gpt2": {"n_embd": 16, "n_head": 2, "n_positions": 32},
+    "opt": {
+        "hidden_size": 16, "ffn_dim": 24, "num_attention_heads": 2, "max_position_embeddings": 32,
+        "word_embed_proj_dim": 16,
+    },
+    "gpt_neox": _LLAMA_LIKE,
+    "gemma3_text": {**_GROUPED, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def causal_model():  # type: ignore[no-untyped-def]
+    """Makes random causal language models of two blocks by the name of their architecture, 61 tokens, context 32.
+
+    Gains and biases are random too, so that each of them matters.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def make(architecture: str, tied: bool = False, attention: str = "sdpa", dtype=None, **changes):  # type: ignore[no-untyped-def]
+        sizes = {**_SIZES, **_ARCHITECTURES[architecture], "num_hidden_layers": 2, **changes}
+        config = AutoConfig.for_model(architecture, tie_word_embeddings=tied, **sizes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(torch.randn_like(parameter), alpha=0.2)
+        return model.to(dtype or torch.float32).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def architectures() -> list[str]:
+    return list(_ARCHITECTURES)

@@ -148,7 +148,7 @@ def parse_steps(text: str) -> list[Choice]:
     Raises:
         RecipeError: a step that cannot be read, or a method that compresses nothing.
     """
-    steps = [parse_choice(part) for part in re.split(r"\+\s*(?=[A-Za-z_])", text) if part.strip()]
+    steps = [parse_choice(part) for part in re.split(r"\+\s*(?=[A-Za-z_])", text) if part.strip("+ ")]
     for step in steps:
         if step.slot != "compression":
             known = ", ".join(name for name, card in catalog.load().items() if card.slot == "compression")

@@ -33,7 +33,7 @@ def write(
     cards: Mapping[str, Card],
     records: Mapping[str, Record],
     docs: str | Path = DOCS,
-    comparisons: Mapping[str, list[Record]] | None = None,
+    comparisons: Mapping[str, Sequence[Record]] | None = None,
 ) -> list[Path]:
     """Write a page for every family, and a figure for every race; gives back the paths.
 

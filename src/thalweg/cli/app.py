@@ -11,6 +11,7 @@ from thalweg.cli import (
     claim,
     claims,
     compare,
+    compress,
     evaluate,
     extend,
     generate,
@@ -56,7 +57,7 @@ def _options(
 
 for module in (
     *(train, plan, wind_tunnel, extend, anneal, predict, compare, sensitivity, mup_check, claim, claims),
-    *(evaluate, generate, report, methods),
+    *(compress, evaluate, generate, report, methods),
 ):
     app.command(module.NAME, epilog=module.EXAMPLES)(module.run)
 

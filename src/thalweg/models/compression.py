@@ -49,7 +49,8 @@ class BlockStep(ABC):
                 where="compress",
                 fix="Give token windows of ordinary text, int64 [windows, T].",
             )
-        return {"blocks": [self.compress_block(block) for block in walk(model, calibration)]}
+        inputs = calibration if self.calibrated else None
+        return {"blocks": [self.compress_block(block) for block in walk(model, inputs)]}
 
 
 def block_linears(model: nn.Module) -> dict[str, Linear]:

@@ -1,19 +1,22 @@
 """Models on disk: any Hugging Face causal language model in, a plain Hugging Face folder out.
 
 What is read is safetensors and JSON only. A folder whose weights are a pickle (pytorch_model.bin) is refused,
-and code that comes with a model is never run. What is written loads with AutoModelForCausalLM.from_pretrained
-and AutoTokenizer.from_pretrained, without a network, and gives the same logits bit for bit.
+and code that comes with a model is never run. Weights that compressed-tensors has packed become ordinary ones.
+What is written loads with AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained, without a
+network, and gives the same logits bit for bit.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg.errors import ModelError
+from thalweg.models.decompression import check_installed, decompressed, is_packed
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +55,7 @@ def load(
     folder = Path(folder)
     _check_files(folder)
     try:
-        with _no_progress_bars(), torch.random.fork_rng(devices=[]):
+        with _no_progress_bars(is_packed(folder)), torch.random.fork_rng(devices=[]):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -75,6 +78,7 @@ def load(
             where=str(folder),
             fix="Save the model again; weights and config.json must belong together.",
         )
+    decompressed(model)
     model.config.use_cache = False
     return model, _load_tokenizer(folder)
 
@@ -88,6 +92,8 @@ def _check_files(folder: Path) -> None:
         raise ModelError("The folder holds an adapter.", where=where, fix="Merge it into its model first.")
     if not (folder / "config.json").is_file():
         raise ModelError("There is no config.json.", where=where, fix="Point to a Hugging Face model folder.")
+    if is_packed(folder):
+        check_installed(folder)
     _check_shards(folder)
     if any(folder.glob("*.safetensors")):
         return
@@ -191,14 +197,18 @@ def _as_saved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None)
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """A bar for a write of milliseconds only tears the live line of a run."""
+def _no_progress_bars(packed: bool = False) -> Iterator[None]:
+    """A bar for a write of milliseconds only tears the live line of a run.
+
+    packed: compressed-tensors takes part, whose bars can only be kept from the terminal.
+    """
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(StringIO()) if packed else nullcontext():
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from thalweg.errors import ModelError
 from thalweg.numerics.number_formats import Quantized
 
 _ATTRIBUTE = "_thalweg_fixed"
@@ -89,6 +90,15 @@ class Linear:
         """Take the values of a grid, and remember it. What was pruned must be zero on it."""
         self.fixed.quantized = quantized
         self.weight.copy_(quantized.values())
+
+    def check_finite(self, inside: str) -> None:
+        """Raises ModelError where a weight is NaN or infinite; `inside` names the block."""
+        if not bool(torch.isfinite(self.weight).all()):
+            raise ModelError(
+                f"The weights of {inside}.{self.name} are not finite.",
+                where="compress",
+                fix="The model is damaged, or overflowed in training; take an earlier checkpoint.",
+            )
 
     def broken(self) -> str | None:
         """What a later step has undone, in words; None where all is as it was decided."""

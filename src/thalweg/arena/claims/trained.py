@@ -6,7 +6,9 @@ that compression finds or destroys.
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,6 @@ from thalweg.cache import cache_folder
 from thalweg.models.evaluate import Evaluation, evaluate
 from thalweg.models.folder import load
 from thalweg.recipe import Recipe
-from thalweg.runs import Run
 
 CONTEXT = 128
 EVALUATED = 60_000  # held-out tokens
@@ -72,15 +73,14 @@ def trained(seed: int = 0, model: str = "1M", steps: int = 600) -> Trained:
     names = sorted(choice.name for choice in recipe.choices)
     key = f"{model}-{steps}-{seed}-{loop_hash(names)[:8]}{method_hash(names)[:8]}-{torch.__version__}"
     folder = cache_folder() / "trained" / key
-    if not _finished(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        train(recipe, folder, quiet=True, show=False)
+    if not folder.is_dir():
+        # Beside its name, since several processes may want it at once; the first one that is done is taken.
+        own = folder.with_name(f"{key}.{os.getpid()}")
+        shutil.rmtree(own, ignore_errors=True)
+        train(recipe, own, quiet=True, show=False)
+        with suppress(OSError):
+            os.replace(own, folder)
+        shutil.rmtree(own, ignore_errors=True)
     data = recipe.data
     store = prepare(data.corpus, tokenizer=tokenizer_of(recipe), field=data.field, held_out=data.held_out)
     return Trained(folder / "checkpoints" / "latest", store)
-
-
-def _finished(folder: Path) -> bool:
-    if not (folder / "recipe.toml").is_file():
-        return False
-    return any(line["event"] == "finish" for line in Run.open(folder).metrics())

@@ -1,0 +1,202 @@
+"""Quantization column by column: what rounding a column loses is made up for by the columns after it.
+
+For a layer y = W x with H = mean of x x^T over the calibration inputs, damped, and H^-1 = U^T U, U upper triangular
+(`numerics/inverse_hessian.py`), for i = 0 .. n - 1 on all rows at once:
+
+    w_i <- w_i - beta (w_i - w0_i)                                        w0: the weights before the first column
+    q_i = round(w_i), 0 where pruned
+    e   = (w_i - q_i - beta (w_i - w0_i)) / U_ii
+    W[:, i:] <- W[:, i:] - e U[i, i:]
+
+With beta = 0 each step is the best correction there is of the columns that are not rounded yet, for the squared error
+of the outputs on the calibration inputs. Columns are updated at once within a span of some 128, and behind it when the
+span is done. The scales of a group are those of its weights as they are when its first column is reached; with an
+order of its own (largest H_jj first), where a group's columns are not reached together, those of the weights before the
+first column. Groups are of consecutive inputs either way.
+
+Sources: "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2022, arXiv:2210.17323)
+for beta = 0; "First-Order Error Matters: Accurate Compensation for Quantized Large Language Models" (2025,
+arXiv:2507.11017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thalweg.errors import ModelError
+from thalweg.methods.quantization.grids import Grids, roundable, settle
+from thalweg.models.input_statistics import Hessian
+from thalweg.models.linears import Linear
+from thalweg.models.walker import Block
+from thalweg.numerics.inverse_hessian import inverse_factor
+from thalweg.numerics.number_formats import Grid, Quantized, rounded
+
+SPAN = 128
+
+
+def quantized_by_columns(
+    weight: Tensor,
+    upper: Tensor,
+    grids: Grids,
+    group: int,
+    keep: Tensor | None = None,
+    order: Tensor | None = None,
+    beta: float = 0.0,
+    span: int = SPAN,
+) -> Quantized:
+    """A weight rounded column by column.
+
+    Args:
+        weight: [out, in], float32 or float64; 0 where it is not kept.
+        upper: U [in, in] of H in that order, the dtype of the weight.
+        grids: format and rule for scales.
+        group: columns a scale.
+        keep: bool [out, in], False where a weight stays 0; None keeps all.
+        order: int64 [in], the columns in the order in which they are rounded; None: as they are.
+        beta: the pull towards the weights before.
+        span: columns that are updated at once; the result does not depend on it but for rounding.
+    """
+    count = weight.shape[1]
+    places = torch.arange(count, device=weight.device) if order is None else order
+    original = weight.mT[places].contiguous()  # rows are columns of the weight from here on
+    kept = None if keep is None else keep.mT[places]
+    latent, elements = original.clone(), torch.empty_like(original)
+    found = {} if order is None else _before(weight, grids, group)
+    tensor_scale = grids.format.tensor_scale(weight)
+    for start, stop in _spans(count, group, span):
+        errors = torch.empty_like(latent[start:stop])
+        for i in range(start, stop):
+            place = int(places[i]) // group
+            drift = beta * (latent[i] - original[i])
+            latent[i] -= drift
+            if place not in found:
+                found[place] = _fitted(grids, latent[i : i + group], kept, i, tensor_scale)
+            elements[i] = found[place].elements(latent[i])
+            value = found[place].values(elements[i])
+            value = value if kept is None else value * kept[i]
+            errors[i - start] = (latent[i] - value - beta * (latent[i] - original[i])) / upper[i, i]
+            latent[i:stop].addr_(upper[i, i:stop], errors[i - start], alpha=-1.0)
+        latent[stop:].addmm_(upper[start:stop, stop:].mT, errors, alpha=-1.0)
+    back = torch.empty_like(places)
+    back[places] = torch.arange(count, device=weight.device)
+    quantized = _together(elements[back].mT.contiguous(), [found[place] for place in range(len(found))], group)
+    return quantized if keep is None else quantized.zeroed(~keep)
+
+
+def _together(elements: Tensor, grids: list[Grid], group: int) -> Quantized:
+    """Elements [out, in] and the grids of the groups, one after the other."""
+    zeros = [grid.zero for grid in grids if grid.zero is not None]
+    return Quantized(
+        grids[0].format,
+        elements,
+        torch.stack([grid.scale for grid in grids], 1),
+        torch.stack(zeros, 1) if zeros else None,
+        torch.arange(elements.shape[1], device=elements.device) // group,
+        grids[0].tensor_scale,
+    )
+
+
+def _spans(count: int, group: int, span: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of spans that end where a group begins, or lie in one: a group's scales see all updates."""
+    whole = group * max(1, span // group)
+    for outer in range(0, count, whole):
+        for start in range(outer, min(outer + whole, count), span):
+            yield start, min(start + span, outer + whole, count)
+
+
+def _before(weight: Tensor, grids: Grids, group: int) -> dict[int, Grid]:
+    """The grids of all groups of a weight as it is."""
+    fixed = rounded(weight, grids.format, group, grids.fit).grid
+    return {
+        place: Grid(
+            fixed.format,
+            fixed.scale[:, place],
+            None if fixed.zero is None else fixed.zero[:, place],
+            fixed.tensor_scale,
+        )
+        for place in range(fixed.scale.shape[1])
+    }
+
+
+def _fitted(grids: Grids, columns: Tensor, kept: Tensor | None, start: int, tensor_scale: Tensor | None) -> Grid:
+    """The grid of a group from its columns [g, out] as they are now."""
+    columns = columns if kept is None else columns * kept[start : start + len(columns)]
+    grid = grids.fit(columns.mT, tensor_scale)
+    return Grid(
+        grid.format, grid.scale.squeeze(-1), None if grid.zero is None else grid.zero.squeeze(-1), grid.tensor_scale
+    )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How blocks are gone through.
+
+    Attributes:
+        name: of the method, for messages.
+        grids: what weights are rounded to.
+        damping: share of the mean of H's diagonal that is added to it.
+        act_order: columns with the largest H_jj first.
+        true_sequential: linears of a block one after the other, each seeing those before it rounded.
+        beta: the pull towards the weights before.
+    """
+
+    name: str
+    grids: Grids
+    damping: float
+    act_order: bool
+    true_sequential: bool
+    beta: float = 0.0
+
+    def compress_block(self, block: Block) -> dict[str, Any]:
+        """Quantize the linears of a block."""
+        together = block.groups()
+        reached = {name for names in together for name in names}
+        together += [[name] for name in block.linears if name not in reached]
+        found: dict[str, Any] = {}
+        for stage in [[names] for names in together] if self.true_sequential else [together]:
+            # Linears with one input have one Hessian.
+            hessians = {names[0]: Hessian() for names in stage}
+            block.observe(hessians)
+            for names in stage:
+                for name in names:
+                    found[name] = self._quantize(block.linears[name], hessians[names[0]], f"{self.name}, {block.name}")
+        return {"name": block.name, "linears": {name: found[name] for name in block.linears}}
+
+    def _quantize(self, linear: Linear, inputs: Hessian, where: str) -> dict[str, Any]:
+        weight, keep = roundable(linear, where)
+        if not inputs.tokens:
+            quantized, notes = self.grids.nearest(weight, keep)
+            return settle(linear, quantized, [*notes, "no calibration input reached it: rounded to nearest"])
+        hessian = inputs.value
+        group, notes = self.grids.group_for(weight.shape[1])
+        order = hessian.diagonal().argsort(descending=True, stable=True) if self.act_order else None
+        try:
+            # In double precision, since little damping can leave H close to singular.
+            ordered = hessian if order is None else hessian[order][:, order]
+            upper, dead, damping = inverse_factor(ordered.double(), self.damping)
+        except ValueError as error:
+            raise ModelError(
+                f"{linear.name}: {error}.",
+                where=where,
+                fix="Check the model and the calibration text, or raise damping.",
+            ) from None
+        if damping != self.damping:
+            notes.append(f"the Hessian is singular: damping raised from {self.damping:g} to {damping:g}")
+        if bool(dead.any()):
+            notes.append(f"{int(dead.sum())} inputs were always zero: their weights are rounded to nearest")
+        quantized = quantized_by_columns(weight, upper.float(), self.grids, group, keep, order, self.beta)
+        return settle(linear, quantized, notes) | {
+            "output_error": _output_error(quantized.values() - weight, weight, hessian),
+            "damping": damping,
+        }
+
+
+def _output_error(change: Tensor, weight: Tensor, hessian: Tensor) -> float:
+    """Mean squared change of the outputs over their mean square, on the calibration inputs."""
+    whole = float(((weight @ hessian) * weight).sum(dtype=torch.float64))
+    return float(((change @ hessian) * change).sum(dtype=torch.float64)) / whole if whole else 0.0

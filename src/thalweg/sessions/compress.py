@@ -1,0 +1,276 @@
+"""`compress`: the whole way from a trained model to a smaller one, with what it cost.
+
+    read the model  ->  measure it  ->  step by step, block by block  ->  measure again  ->  write it, and the report
+
+Each step sees what the one before it has left; after each it is asserted that nothing decided before was undone. What
+is done is on disk block by block, so that the same call goes on after a kill. The result appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from thalweg.arms import Choice, parse_steps
+from thalweg.data import TokenStore, WindowSampler
+from thalweg.models.blocks import decoder_blocks
+from thalweg.models.compressed_tensors import save_compressed
+from thalweg.models.compression import BlockStep, block_linears, check_kept
+from thalweg.models.folder import load
+from thalweg.models.walker import named_blocks, walk
+from thalweg.reports import compression as report
+from thalweg.runs import write_text
+from thalweg.sessions.compress_measures import Ruler, weights_of
+from thalweg.sessions.compress_source import available, check_finite, context_for, stored_dtype, texts
+from thalweg.sessions.compress_state import Work
+from thalweg.sessions.evaluate import model_folder
+from thalweg.sessions.size_target import Target, fitted, weight_bytes, weight_files
+
+EVALUATED_TOKENS = 200_000
+
+Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to compress, and how.
+
+    Attributes:
+        source: a run folder or a Hugging Face model folder.
+        steps: in their order.
+        out: folder of the result.
+        corpus: calibration text; None for the run's own, or for a model folder the standard library.
+        windows: calibration windows. context: tokens in each; None for what the model can hold, at most 1024.
+        seed: of the draw of windows.
+        tokens: held-out tokens that are evaluated.
+    """
+
+    source: Path
+    steps: tuple[Choice, ...]
+    out: Path
+    corpus: str | None = None
+    windows: int = 128
+    context: int | None = None
+    seed: int = 0
+    tokens: int = EVALUATED_TOKENS
+
+
+def compress(
+    model: str | Path,
+    steps: str = "",
+    out: str | Path = "compressed",
+    *,
+    calibration: str | None = None,
+    target: str | None = None,
+    windows: int = 128,
+    context: int | None = None,
+    seed: int = 0,
+    tokens: int = EVALUATED_TOKENS,
+    progress: Report | None = None,
+) -> dict[str, Any]:
+    """Make a trained model small, recover what was lost, and measure both.
+
+    Args:
+        model: a run folder or a Hugging Face causal language model folder.
+        steps: such as "wanda:sparsity=0.5+gptq:bits=4,group=128+perp:budget=200 steps".
+        out: folder of the result; must not exist, or be empty.
+        calibration: a corpus; the run's own when left out, or for a model folder the standard library.
+        target: "0.4x" of the original's bytes on disk, "120MB", or "auto": as sparse as costs nothing.
+        windows, context: calibration windows and the tokens in each (what the model holds, at most 1024).
+        seed: of the draw of windows.
+        tokens: held-out tokens that are evaluated, at most.
+        progress: called with what is being done and the share of it that is done.
+
+    Returns:
+        What `compression.json` in the folder holds.
+
+    Raises:
+        thalweg.errors.UserError: a model, a step, a corpus, a target or a folder that cannot be used; nothing is
+        half-written.
+    """
+    said = progress or (lambda text, share: None)
+    source = model_folder(model)
+    choices = parse_steps(steps) if steps.strip() or target is None else []
+    store, split = texts(Path(model), source, calibration)
+    dtype = stored_dtype(source)
+    said("reading the model", 0.0)
+    original, tokenizer = load(source, dtype)
+    named_blocks(original)
+    check_finite(original, source)
+    length = context_for(original, context)
+    sampler = WindowSampler(store.train, length, min(windows, available(store, length)), seed)
+    inputs = sampler.batch(0)["input_ids"]
+    if target is not None:
+        choices = fitted(choices, Target.parse(target), original, source, inputs)
+    task = Task(source, tuple(choices), Path(out), calibration, windows, length, seed, tokens)
+    work = Work(task.out, _job(task, source))
+    ruler = Ruler(split, length, tokens)
+    said("measuring the model", 0.0)
+    began = time.perf_counter()
+    choices_before = ruler.choices(original)
+    before = {**ruler.measured(original), **weights_of(original), "disk_bytes": weight_bytes(source)}
+    compressed, found = _stepped(task, original, tokenizer, store, inputs, work, said)
+    seconds = time.perf_counter() - began
+    said("measuring what it has become", 0.0)
+    after = {**ruler.measured(compressed, choices_before), **weights_of(compressed)}
+    said("writing", 0.0)
+    folder = work.folder / "result"
+    stored = save_compressed(compressed, tokenizer, folder)
+    after["disk_bytes"] = weight_bytes(folder)
+    told = {
+        "schema": 1,
+        "model": str(model),
+        "steps": [str(choice) for choice in task.steps],
+        "target": target,
+        "calibration": {"corpus": calibration or "own", "windows": len(inputs), "context": length, "seed": seed},
+        "before": before,
+        "after": after,
+        "ratio": after["disk_bytes"] / before["disk_bytes"],
+        "found": found,
+        "stored": {**stored, "notes": _stored_notes(stored)},
+        "layers": _layers(compressed),
+        "seconds": seconds,
+    }
+    told = _plain(told)
+    write_text(folder / "compression.json", json.dumps(told, indent=1) + "\n")
+    report.write(told, folder / "report.html")
+    work.publish(folder)
+    return told
+
+
+# -- the steps ----------------------------------------------------------------------------------------------------
+
+
+def _stepped(
+    task: Task,
+    model: Any,
+    tokenizer: Any,
+    store: TokenStore,
+    inputs: Tensor,
+    work: Work,
+    said: Report,
+) -> tuple[Any, list[dict[str, Any]]]:
+    """The model after all steps, and what each found; steps and blocks that were done before are taken up."""
+    done = min(work.steps_done(), len(task.steps))
+    found = [work.found(number) for number in range(1, done + 1)]
+    if done:
+        model = work.read_step(done, model.dtype)
+    for number, choice in enumerate(task.steps[done:], done + 1):
+        began = time.perf_counter()
+        step = choice.build()
+        share = partial(said, f"step {number} of {len(task.steps)}: {choice}")
+        if isinstance(step, BlockStep) and type(step).compress is BlockStep.compress:
+            told = _by_blocks(step, model, inputs, work, number, share)
+        else:
+            told = _whole(step, task, model, store, inputs, share)
+        check_kept(model)
+        told = _plain({"step": str(choice), "seconds": time.perf_counter() - began, **told})
+        work.keep_step(number, model, tokenizer, told)
+        found.append(told)
+    return model, found
+
+
+def _by_blocks(
+    step: BlockStep, model: Any, inputs: Tensor, work: Work, number: int, share: Callable[[float], None]
+) -> dict[str, Any]:
+    """A step that goes from block to block; each is written when it is done."""
+    blocks = decoder_blocks(model)
+    found = work.read_blocks(number, blocks)
+    share(len(found) / len(blocks))
+    waiting: tuple[Any, dict[str, Any]] | None = None
+    for block in walk(model, inputs if step.calibrated else None, start=len(found)):
+        if waiting is not None:
+            found.append(_kept(work, number, *waiting))
+        share(block.index / len(blocks))
+        waiting = (block, step.compress_block(block))
+    if waiting is not None:
+        found.append(_kept(work, number, *waiting))
+    return {"blocks": found}
+
+
+def _kept(work: Work, number: int, block: Any, told: dict[str, Any]) -> dict[str, Any]:
+    """Write a block once the walk has gone on, when the errors of its outputs are known."""
+    told = _plain({"name": block.name, "errors": block.errors, **told})
+    work.keep_block(number, block, told)
+    return told
+
+
+def _whole(
+    step: Any, task: Task, model: Any, store: TokenStore, inputs: Tensor, share: Callable[[float], None]
+) -> dict[str, Any]:
+    """A step that needs the whole model: with more windows where it wants them, and the original where it asks."""
+    said: dict[str, Any] = {}
+    if getattr(step, "wants_original", False):
+        said["original"] = load(task.source, next(model.parameters()).dtype)[0]
+    if hasattr(step, "report"):
+        step.report = lambda done, total, loss: share(done / max(total, 1))
+    wanted = getattr(step, "windows_wanted", None)
+    if wanted is not None:
+        count = min(max(wanted, 1), available(store, inputs.shape[1]))
+        inputs = WindowSampler(store.train, inputs.shape[1], count, task.seed + 1).batch(0)["input_ids"]
+    return dict(step.compress(model, inputs, **said))
+
+
+# -- what is told ------------------------------------------------------------------------------------------------
+
+
+def _job(task: Task, source: Path) -> dict[str, Any]:
+    """What decides the result; the weights by size and time, since hashing gigabytes would cost more than a block."""
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weight_files(source)]
+    weights = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+    return {
+        "source": str(source.resolve()),
+        "weights": weights,
+        "steps": [str(choice) for choice in task.steps],
+        "calibration": [task.corpus, task.windows, task.context, task.seed],
+    }
+
+
+def _stored_notes(stored: dict[str, Any]) -> list[str]:
+    """What a reader should know of how the model is stored."""
+    notes = [f"{count} layers are stored as {layout}." for layout, count in stored["formats"].items()]
+    notes += [
+        f"{len(names)} layers are stored as plain weights: {reason}." for reason, names in stored["plain"].items()
+    ]
+    if stored["largest_change"]:
+        notes.append(
+            f"Scales are rounded where they are stored: weights change by {stored['largest_change']:.1e} at most."
+        )
+    return notes
+
+
+def _layers(model: Any) -> list[dict[str, Any]]:
+    """Every linear of the blocks: its shape, how many weights are zero, its format, what is to be known of it."""
+    rows = []
+    for name, linear in block_linears(model).items():
+        quantized = linear.fixed.quantized
+        rows.append(
+            {
+                "name": name,
+                "shape": list(linear.shape),
+                "zeros": float((linear.weight == 0).double().mean()),
+                "format": None if quantized is None else quantized.format.name,
+                "notes": linear.fixed.notes,
+            }
+        )
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it: numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

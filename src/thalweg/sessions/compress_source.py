@@ -1,0 +1,59 @@
+"""What a compression begins with: the model's folder, the text it is calibrated on, and the text it is measured on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thalweg.data import TokenStore, part_of, prepare
+from thalweg.errors import ModelError
+from thalweg.runs import Run
+from thalweg.sessions.training_data import tokenizer_of
+
+MOST_CONTEXT = 1024
+
+
+def texts(path: Path, source: Path, calibration: str | None) -> tuple[TokenStore, Any]:
+    """The store that calibration is drawn from, and the held-out documents that are evaluated."""
+    if (path / "recipe.toml").is_file():
+        recipe = Run.open(path).recipe
+        data = recipe.data
+        own = prepare(data.corpus, tokenizer=tokenizer_of(recipe), field=data.field, held_out=data.held_out)
+        store = own if calibration is None else prepare(calibration, tokenizer=str(source))
+        return store, part_of(own.held_out, data.evaluate_on)
+    store = prepare(calibration or "stdlib", tokenizer=str(source))
+    return store, store.held_out
+
+
+def available(store: TokenStore, context: int) -> int:
+    """How many windows a corpus has; at least one is asked for, so that one that has none says so."""
+    return max(1, (store.train.token_count - 1) // context)
+
+
+def context_for(model: Any, wanted: int | None) -> int:
+    held = getattr(model.config.get_text_config(), "max_position_embeddings", None) or MOST_CONTEXT
+    if wanted is not None and not 2 <= wanted <= held:
+        raise ModelError(f"windows of {wanted} tokens do not fit a model of {held}", where="--context")
+    return wanted or min(held, MOST_CONTEXT)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The type that the weights have on disk: compression must not begin by making them larger."""
+    try:
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return torch.float32  # `load` says what is wrong with the folder
+    name = said.get("dtype") or said.get("torch_dtype") or "float32"
+    found = getattr(torch, str(name), None)
+    return found if isinstance(found, torch.dtype) and found.is_floating_point else torch.float32
+
+
+def check_finite(model: Any, source: Path) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(
+                f"{name} holds weights that are not finite", where=str(source), fix="Take an earlier checkpoint."
+            )

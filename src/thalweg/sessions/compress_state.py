@@ -1,0 +1,186 @@
+"""What a compression has done so far, on disk: so that a killed one goes on with the block that it had not finished.
+
+The working folder stands beside the result, `<out>.partial`, and becomes it at the end:
+
+    job.json                          what is being done; work of another job is never taken up
+    step-1/                           the model after the first step as Hugging Face saves it, and what is fixed
+    step-2.block-0003.safetensors     a block that the second step has done, with what is fixed about its linears
+    step-2.block-0003.json            what was found there
+
+Every file is written beside its name, synced and renamed; what is not whole does not count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from thalweg.errors import ModelError, RunError
+from thalweg.models.compression import block_linears
+from thalweg.models.folder import load, save
+from thalweg.models.linears import Linear, linears_of
+from thalweg.models.walker import Block
+from thalweg.numerics.float_formats import format_of
+from thalweg.numerics.number_formats import Quantized
+from thalweg.runs import read_json, write_text
+
+
+class Work:
+    """The working folder of one compression.
+
+    Args:
+        out: where the result will be.
+        job: what is done, as plain data; decides whether earlier work may be gone on with.
+
+    Raises:
+        ModelError: the result is there already, or the working folder cannot be made.
+    """
+
+    def __init__(self, out: Path, job: dict[str, Any]) -> None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ModelError(
+                "the output folder exists and is not empty", where=str(out), fix="Name another one, or move it away."
+            )
+        self.out, self.folder = out, out.with_name(out.name + ".partial")
+        same = (self.folder / "job.json").is_file() and read_json(self.folder / "job.json") == job
+        if not same:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ModelError(f"the folder cannot be made: {error.strerror}", where=str(self.folder)) from None
+        write_text(self.folder / "job.json", json.dumps(job, indent=1) + "\n")
+
+    # -- whole steps ----------------------------------------------------------------------------------------------
+
+    def steps_done(self) -> int:
+        """How many steps were finished before."""
+        done = [int(path.parent.name.removeprefix("step-")) for path in self.folder.glob("step-*/found.json")]
+        return max(done, default=0)
+
+    def keep_step(self, number: int, model: Any, tokenizer: Any, found: dict[str, Any]) -> None:
+        """Write the model after a step (1-based); earlier work is not needed any more."""
+        folder = self.folder / f"step-{number}"
+        save(model, tokenizer, folder)
+        _save_tensors(
+            {k: v for name, one in block_linears(model).items() for k, v in _packed(name, one).items()},
+            folder / "fixed.safetensors",
+        )
+        write_text(folder / "formats.json", json.dumps(_formats(block_linears(model))))
+        write_text(folder / "found.json", json.dumps(found))
+        for path in self.folder.glob(f"step-{number}.block-*"):
+            path.unlink()
+        if number > 1:
+            # What it found stays: the report tells of every step.
+            for path in (self.folder / f"step-{number - 1}").iterdir():
+                if path.name != "found.json":
+                    path.unlink()
+
+    def read_step(self, number: int, dtype: torch.dtype) -> Any:
+        """The model after a step."""
+        folder = self.folder / f"step-{number}"
+        model = load(folder, dtype)[0]
+        _restore(block_linears(model), load_file(folder / "fixed.safetensors"), read_json(folder / "formats.json"))
+        return model
+
+    def found(self, number: int) -> dict[str, Any]:
+        return read_json(self.folder / f"step-{number}" / "found.json")
+
+    # -- blocks of a step -----------------------------------------------------------------------------------------
+
+    def keep_block(self, number: int, block: Block, found: dict[str, Any]) -> None:
+        """Write what a step has made of a block."""
+        weights, said = self._block_files(number, block.index)
+        tensors = {f"weights.{name}": value.contiguous() for name, value in block.module.state_dict().items()}
+        for name, linear in block.linears.items():
+            tensors |= {f"fixed.{key}": value for key, value in _packed(name, linear).items()}
+        _save_tensors(tensors, weights)
+        write_text(said, json.dumps({"found": found, "formats": _formats(block.linears)}))
+
+    def read_blocks(self, number: int, blocks: list[nn.Module]) -> list[dict[str, Any]]:
+        """Put the blocks that a step has done before into the model; what was found in each, in their order."""
+        found: list[dict[str, Any]] = []
+        for index, module in enumerate(blocks):
+            weights, path = self._block_files(number, index)
+            if not path.is_file():
+                break
+            try:
+                tensors, said = load_file(weights), read_json(path)
+            except (SafetensorError, OSError, RunError):
+                break  # damaged: this block is done again
+            module.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k[0] == "w"})
+            own = {k.removeprefix("fixed."): v for k, v in tensors.items() if k[0] == "f"}
+            _restore(linears_of(module), own, said["formats"])
+            found.append(said["found"])
+        return found
+
+    def _block_files(self, number: int, index: int) -> tuple[Path, Path]:
+        stem = f"step-{number}.block-{index:04d}"
+        return self.folder / f"{stem}.safetensors", self.folder / f"{stem}.json"
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def publish(self, folder: Path) -> None:
+        """Make a folder inside the working folder the result, and throw the rest away."""
+        if self.out.is_dir():
+            self.out.rmdir()
+        os.replace(folder, self.out)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _packed(name: str, linear: Linear) -> dict[str, Tensor]:
+    """What is fixed about a linear, as tensors."""
+    fixed = linear.fixed
+    tensors = {} if fixed.mask is None else {f"{name}:mask": fixed.mask}
+    if fixed.quantized is not None:
+        for field in fields(fixed.quantized):
+            value = getattr(fixed.quantized, field.name)
+            if isinstance(value, Tensor):
+                tensors[f"{name}:{field.name}"] = value
+    return {key: value.contiguous() for key, value in tensors.items()}
+
+
+def _formats(linears: dict[str, Linear]) -> dict[str, Any]:
+    """Formats and notes of linears, as plain data."""
+    said: dict[str, Any] = {}
+    for name, linear in linears.items():
+        quantized = linear.fixed.quantized
+        form = None if quantized is None else quantized.format
+        spelled = None if form is None else [_option(form.name), form.bits, form.symmetric]
+        said[name] = {"notes": linear.fixed.notes, "format": spelled}
+    return said
+
+
+def _restore(linears: dict[str, Linear], tensors: dict[str, Tensor], said: dict[str, Any]) -> None:
+    for name, linear in linears.items():
+        own = {key.rpartition(":")[2]: value for key, value in tensors.items() if key.rpartition(":")[0] == name}
+        linear.fixed.notes = said[name]["notes"]
+        linear.fixed.mask = own.pop("mask", None)
+        if said[name]["format"] is not None:
+            absent: dict[str, Any] = {field.name: None for field in fields(Quantized)}
+            linear.fixed.quantized = Quantized(**{**absent, **own, "format": format_of(*said[name]["format"])})
+
+
+def _option(name: str) -> str:
+    """A format's name as `format_of` takes it: integers are told apart by their bits."""
+    return "int" if re.fullmatch(r"u?int\d", name) else name
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Beside the name, then renamed: a reader finds all of it or nothing."""
+    beside = path.with_name(f".{path.name}.tmp")
+    # Copies, since tensors that share memory cannot be stored under two names.
+    save_file({key: value.detach().clone() for key, value in tensors.items()}, beside)
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(beside, path)

@@ -1,0 +1,152 @@
+"""From a wanted size to the options of the steps: the gentlest setting whose files are small enough.
+
+    0.4x      at most that share of the original's bytes on disk          120MB, 80MiB      at most so many bytes
+    auto      as sparse as costs nothing: pruners get the essential sparsity of the model
+
+What decides bytes on disk are the bits of quantizers, and the number of blocks that are dropped. Zeros cost as much as
+other weights in the files that others read, so that a pruner alone reaches no target.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from thalweg import catalog
+from thalweg.arms import Choice
+from thalweg.errors import BudgetError
+from thalweg.models.compressed_tensors import stored_bytes
+from thalweg.models.compression import block_linears
+
+# Widths that have a layout which stores them in that many bits, gentlest first.
+STORED_BITS = (8, 7, 6, 5, 4, 3, 2)
+DEFAULT = "gptq"
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A wanted size.
+
+    Attributes:
+        share: of the original's bytes on disk, or None.
+        bytes: on disk, or None. With neither, "auto".
+    """
+
+    share: float | None = None
+    bytes: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read "0.4x", "120MB" or "auto"; `BudgetError` for anything else."""
+        lowered = text.strip().lower()
+        if lowered == "auto":
+            return cls()
+        if found := re.fullmatch(r"(\d*\.?\d+)\s*x", lowered):
+            share = float(found.group(1))
+            if 0 < share < 1:
+                return cls(share=share)
+        elif found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?i?)b", lowered):
+            return cls(bytes=float(found.group(1)) * _UNITS[found.group(2)])
+        raise BudgetError(
+            f"cannot read the size {text!r}", where="--target", fix="Write 0.4x (below 1), 120MB or auto."
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold the model's weights; a checkpoint has others, with the optimizer's state."""
+    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
+
+
+def weight_bytes(folder: Path) -> int:
+    """What they take on disk."""
+    return sum(path.stat().st_size for path in weight_files(folder))
+
+
+def fitted(choices: list[Choice], target: Target, model: Any, source: Path, calibration: Tensor) -> list[Choice]:
+    """The steps with options that meet a target; what the steps say themselves stays.
+
+    Raises:
+        BudgetError: nothing that may be changed makes the model small enough; the smallest that can be is named.
+    """
+    if target.share is None and target.bytes is None:
+        return _as_sparse_as_costs_nothing(choices, model, calibration)
+    original = weight_bytes(source)
+    limit = target.bytes if target.bytes is not None else target.share * original  # type: ignore[operator]
+    smallest = math.inf
+    for candidate in _candidates(choices or [Choice(name=DEFAULT)], model):
+        size = _predicted(candidate, model)
+        if size <= limit:
+            return candidate
+        smallest = min(smallest, size)
+    raise BudgetError(
+        f"these steps cannot bring {original / 1e6:,.1f} MB below {limit / 1e6:,.1f} MB; "
+        f"the smallest is {smallest / 1e6:,.1f} MB ({smallest / original:.2f}x)",
+        where="--target",
+        fix="Leave a quantizer's bits open (gptq without bits=), or add llm_drop:what=block; embeddings and head stay.",
+    )
+
+
+def _as_sparse_as_costs_nothing(choices: list[Choice], model: Any, calibration: Tensor) -> list[Choice]:
+    """Pruners whose sparsity is open get the knee of the magnitude curve; without a pruner, it prunes itself."""
+    if not choices:
+        return [Choice(name="essential_sparsity")]
+    open_ones = [c for c in choices if "sparsity" in catalog.lookup(c.name).options and "sparsity" not in c.options]
+    if not open_ones:
+        raise BudgetError(
+            "auto finds a sparsity, and no step leaves one open", where="--target", fix='Write --with "wanda".'
+        )
+    found = catalog.resolve("essential_sparsity")().curve(model, calibration)["knee"]
+    return [
+        choice if choice not in open_ones else Choice(name=choice.name, options={**choice.options, "sparsity": found})
+        for choice in choices
+    ]
+
+
+def _candidates(choices: list[Choice], model: Any) -> Iterator[list[Choice]]:
+    """The steps with what they leave open set, gentlest first: bits, then the number of dropped blocks."""
+    bits = [
+        i
+        for i, c in enumerate(choices)
+        if "bits" in catalog.lookup(c.name).options and not {"bits", "format"} & {*c.options}
+    ]
+    # Halves that are dropped become zeros, which are stored like other weights.
+    blocks = {i for i, c in enumerate(choices) if c.name == "llm_drop" and c.options.get("what") == "block"}
+    drops = [i for i in blocks if "count" not in choices[i].options]
+    counts = range(1, model.config.num_hidden_layers) if drops else [None]
+    for count in counts:
+        for width in STORED_BITS if bits else [None]:
+            changed = {i: {"bits": width} for i in bits} | {i: {"count": count} for i in drops}
+            yield [Choice(name=c.name, options={**c.options, **changed.get(i, {})}) for i, c in enumerate(choices)]
+
+
+def _predicted(choices: list[Choice], model: Any) -> float:
+    """Bytes on disk after these steps, from a copy that is rounded as they will round."""
+    small = copy.deepcopy(model)
+    for choice in choices:
+        card = catalog.lookup(choice.name)
+        if choice.name == "llm_drop" and choice.options.get("what") == "block":
+            count = float(choice.options.get("count", card.options["count"].default))
+            _shorten(small, int(count) if count >= 1 else max(1, round(count * model.config.num_hidden_layers)))
+        elif card.family == "quantization":
+            rounding = {k: v for k, v in choice.options.items() if k in catalog.lookup("rtn").options}
+            own = {k: o.default for k, o in card.options.items() if k in catalog.lookup("rtn").options}
+            catalog.resolve("rtn")(**{**own, **rounding}).compress(small, None)
+    return float(stored_bytes(small))
+
+
+def _shorten(model: Any, count: int) -> None:
+    """Without its last blocks: which ones go makes no difference to the size."""
+    from thalweg.models.blocks import decoder_blocks
+
+    blocks = decoder_blocks(model)
+    holder = next(m for m in model.modules() if list(m.children()) == blocks)
+    del holder[len(blocks) - count :]
+    assert block_linears(model)
