@@ -190,3 +190,61 @@ def test_kill_nine_costs_only_the_steps_since_the_checkpoint(tmp_path, small):
     assert one == other
     path = Path("checkpoints") / "latest" / "model.safetensors"
     assert (tmp_path / "whole" / path).read_bytes() == (tmp_path / "killed" / path).read_bytes()
+
+
+# -- compress -----------------------------------------------------------------------------------------------------
+
+
+def test_compress_says_what_it_cost(run, tmp_path, corpus):
+    done = thalweg(
+        "compress", str(run), "--with", "rtn:bits=4,group=32", "-o", "small", "--windows", "4", "--tokens", "2000",
+        cwd=tmp_path,
+    )  # fmt: skip
+    words = {line.rsplit(maxsplit=2)[0].strip(): line.split()[-2:] for line in done.stdout.splitlines() if "  " in line}
+    assert float(words["bits per byte"][0]) > 0
+    assert "same next token" in done.stdout
+    assert "pack-quantized: 4-bit integers" in done.stdout
+    assert "step 1 of 1: rtn:bits=4,group=32" in done.stderr
+    told = json.loads((tmp_path / "small" / "compression.json").read_text())
+    assert told["ratio"] < 1
+    assert "bits per byte" in thalweg("eval", "small", str(corpus), cwd=tmp_path).stdout
+    again = thalweg("compress", str(run), "--with", "rtn:bits=4", "-o", "small", cwd=tmp_path, code=2)
+    assert "exists and is not empty" in again.stderr
+    assert len(again.stderr.strip().splitlines()) == 2
+    text = thalweg("compress", "--help").stdout
+    assert "--target 0.4x" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "neither steps nor a size"),
+        (("--with", "muon"), "compresses no model"),
+        (("--with", "gptq:bits=4", "--target", "huge"), "cannot read the size"),
+        (("--with", "gptq:bits=4", "--context", "4096"), "do not fit a model"),
+    ],
+)
+def test_compress_says_what_is_wrong(run, tmp_path, arguments, says):
+    done = thalweg("compress", str(run), *arguments, "-o", "small", cwd=tmp_path, code=2)
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 4
+    assert not (tmp_path / "small").exists()
+
+
+def test_an_interrupted_compression_goes_on(run, tmp_path):
+    command = ["compress", str(run), "--with", "gptq:bits=4,group=32+perp:budget=100000 steps", "-o", "small",
+               "--windows", "8", "--tokens", "2000"]  # fmt: skip
+    started = subprocess.Popen(
+        [sys.executable, "-m", "thalweg", *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "small.partial" / "step-1" / "found.json").exists():
+        assert time.monotonic() < deadline, "the compression did not get going"
+        time.sleep(0.05)
+    os.kill(started.pid, signal.SIGINT)
+    _, err = started.communicate(timeout=60)
+    assert started.returncode == 130, err
+    assert "the same command goes on from there" in err
+    assert not (tmp_path / "small").exists()
+    assert (tmp_path / "small.partial" / "step-1" / "model.safetensors").is_file()

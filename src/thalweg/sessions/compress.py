@@ -31,7 +31,7 @@ from thalweg.reports import compression as report
 from thalweg.runs import write_text
 from thalweg.sessions.compress_measures import Ruler, weights_of
 from thalweg.sessions.compress_source import available, check_finite, context_for, stored_dtype, texts
-from thalweg.sessions.compress_state import Work
+from thalweg.sessions.compress_state import Work, check_free
 from thalweg.sessions.evaluate import model_folder
 from thalweg.sessions.size_target import Target, fitted, weight_bytes, weight_files
 
@@ -98,6 +98,7 @@ def compress(
         half-written.
     """
     said = progress or (lambda text, share: None)
+    check_free(Path(out))
     source = model_folder(model)
     choices = parse_steps(steps) if steps.strip() or target is None else []
     store, split = texts(Path(model), source, calibration)

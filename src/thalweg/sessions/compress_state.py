@@ -35,6 +35,14 @@ from thalweg.numerics.number_formats import Quantized
 from thalweg.runs import read_json, write_text
 
 
+def check_free(out: Path) -> None:
+    """Raises ModelError where there is something already; asked before any work is done."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ModelError(
+            "the output folder exists and is not empty", where=str(out), fix="Name another one, or move it away."
+        )
+
+
 class Work:
     """The working folder of one compression.
 
@@ -43,14 +51,10 @@ class Work:
         job: what is done, as plain data; decides whether earlier work may be gone on with.
 
     Raises:
-        ModelError: the result is there already, or the working folder cannot be made.
+        ModelError: the working folder cannot be made.
     """
 
     def __init__(self, out: Path, job: dict[str, Any]) -> None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ModelError(
-                "the output folder exists and is not empty", where=str(out), fix="Name another one, or move it away."
-            )
         self.out, self.folder = out, out.with_name(out.name + ".partial")
         same = (self.folder / "job.json").is_file() and read_json(self.folder / "job.json") == job
         if not same:
