@@ -19,6 +19,7 @@ _HOMES = {
     "Run": "thalweg.runs",
     "UserError": "thalweg.errors",
     "compare": "thalweg.arena.compare",
+    "compress": "thalweg.sessions.compress",
     "make_plan": "thalweg.sessions.train",
     "prepare": "thalweg.data",
     "resume": "thalweg.sessions.train",

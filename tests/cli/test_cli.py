@@ -248,3 +248,17 @@ def test_an_interrupted_compression_goes_on(run, tmp_path):
     assert "the same command goes on from there" in err
     assert not (tmp_path / "small").exists()
     assert (tmp_path / "small.partial" / "step-1" / "model.safetensors").is_file()
+
+
+def test_an_interruption_that_was_swallowed_is_raised_again():
+    from thalweg.cli.compress import _interruptible, _progress
+
+    before = signal.getsignal(signal.SIGINT)
+    with _interruptible() as check, _progress(False, check) as progress:
+        progress("working", 0.0)
+        with pytest.raises(KeyboardInterrupt):  # some library's import may catch it like this
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        with pytest.raises(KeyboardInterrupt):
+            progress("working", 0.5)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -16,7 +16,6 @@ from thalweg import catalog
 from thalweg.arena.claim_drawing import curves_svg
 from thalweg.catalog import METHODS, Card
 from thalweg.errors import ArenaError
-from thalweg.reports import comparison_table
 from thalweg.runs import write_text
 
 DOCS = Path("docs/methods")
@@ -76,8 +75,7 @@ def markdown(
         f"# {family.capitalize()}",
         about,
         "\n".join(["| method | the paper's claim | measured | verdict |", "|---|---|---|---|", *rows]),
-        *(["## Compared with one another"] if comparisons else []),
-        *(comparison_table.brief(dict(results)) for results in comparisons),
+        *_compared(comparisons),
         "## How to use them",
         _in_our_trainer(members),
         GIVEN,
@@ -85,6 +83,15 @@ def markdown(
         *(part for card in members for part in _method(card, records.get(card.name))),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _compared(comparisons: Sequence[Record]) -> list[str]:
+    if not comparisons:
+        return []
+    # Here, since what makes tables of comparisons also makes figures of them.
+    from thalweg.reports import comparison_table
+
+    return ["## Compared with one another", *(comparison_table.brief(dict(results)) for results in comparisons)]
 
 
 def _in_our_trainer(members: list[Card]) -> str:

@@ -50,7 +50,7 @@ def run(
     if not steps.strip() and target is None:
         raise RecipeError("neither steps nor a size are given", where="--with", fix='Write --with "gptq:bits=4".')
     try:
-        with _progress(shown=not json) as progress:
+        with _interruptible() as check, _progress(not json, check) as progress:
             told = compress(
                 model,
                 steps,
@@ -73,19 +73,42 @@ def run(
 
 
 @contextmanager
-def _progress(shown: bool) -> Iterator[Callable[[str, float], None]]:
-    """A bar on a terminal; a line for each thing that is begun elsewhere."""
+def _interruptible() -> Iterator[Callable[[], None]]:
+    """Ctrl-C as ever, and a function that raises it again: a library may have swallowed it while it was imported."""
+    import signal
+
+    asked: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _progress(shown: bool, check: Callable[[], None]) -> Iterator[Callable[[str, float], None]]:
+    """A bar on a terminal; a line for each thing that is begun elsewhere. Every report calls `check`."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, highlight=False)
     if not shown:
-        yield lambda text, share: None
+        yield lambda text, share: check()
         return
     if not console.is_terminal:
         last: list[str] = []
 
         def line(text: str, share: float) -> None:
+            check()
             if last != [text]:
                 last[:] = [text]
                 console.print(text, markup=False)
@@ -97,6 +120,7 @@ def _progress(shown: bool) -> Iterator[Callable[[str, float], None]]:
         task = bar.add_task("", total=1.0)
 
         def update(text: str, share: float) -> None:
+            check()
             if bar.tasks[0].description != text:
                 bar.reset(task, description=text, total=1.0)
             bar.update(task, completed=share)
