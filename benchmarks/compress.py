@@ -89,10 +89,14 @@ def main() -> None:
             found = {}
             for who, python in sides.items():
                 out = Path(place) / "weights.safetensors"
-                told = [
-                    compressed(python, who, [str(source), step, str(windows), str(options.threads)], out)
-                    for _ in range(options.rounds)
-                ]
+                arguments = [str(source), step, str(windows), str(options.threads)]
+                try:
+                    told = [compressed(python, who, arguments, out) for _ in range(options.rounds)]
+                except subprocess.CalledProcessError as error:
+                    if who == "thalweg":
+                        raise
+                    say(f"{step} of {who} cannot run here: {error.stderr.decode().strip().splitlines()[-1]}")
+                    continue
                 best = {key: min(one[key] for one in told) for key in told[0]}
                 found[who] = best | vars(measured(source, out, split, options.context, options.tokens))
                 say(f"{step} of {who}: {found[who]['bits_per_byte']:.4f}, {best['seconds']:.2f} s")
