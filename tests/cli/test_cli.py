@@ -238,12 +238,15 @@ def test_an_interrupted_compression_goes_on(run, tmp_path):
         [sys.executable, "-m", "thalweg", *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 90
-    while not (tmp_path / "small.partial" / "step-1" / "found.json").exists():
-        assert time.monotonic() < deadline, "the compression did not get going"
-        time.sleep(0.05)
-    os.kill(started.pid, signal.SIGINT)
-    _, err = started.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 90
+        while not (tmp_path / "small.partial" / "step-1" / "found.json").exists():
+            assert time.monotonic() < deadline, "the compression did not get going"
+            time.sleep(0.05)
+        os.kill(started.pid, signal.SIGINT)
+        _, err = started.communicate(timeout=60)
+    finally:
+        started.kill()
     assert started.returncode == 130, err
     assert "the same command goes on from there" in err
     assert not (tmp_path / "small").exists()
