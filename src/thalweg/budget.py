@@ -12,6 +12,7 @@ UNITS = ("seconds", "steps", "tokens", "epochs", "flops")
 _SECONDS = {"d": 86400.0, "h": 3600.0, "min": 60.0, "m": 60.0, "s": 1.0}
 _LONG = {"day": "d", "hour": "h", "hr": "h", "minute": "min", "second": "s", "sec": "s"}
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+_BYTES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _EXAMPLES = 'Write it as "90s", "2min", "1h30m", "2000 steps", "50M tokens", "2 epochs" or "1e17 flops".'
 _NUMBER = r"(\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?)"
 
@@ -55,6 +56,12 @@ class Budget:
             if whole.is_integer() and whole < 1e15:
                 return f"{int(whole)}{name}"
         return f"{repr(self.amount).removesuffix('.0').replace('e+', 'e')}s"
+
+
+def parse_bytes(text: str) -> float | None:
+    """A size as people write it, "8GB", "6 GiB" or "120m", in bytes; None where it is none."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
+    return float(found.group(1)) * _BYTES[found.group(2)] if found and found.group(2) in _BYTES else None
 
 
 def _seconds(words: str, original: str) -> float:

@@ -49,6 +49,17 @@ def read_json(path: Path) -> Any:
         raise RunError(f"the file cannot be read: {error}", where=str(path)) from None
 
 
+def plain(value: Any) -> Any:
+    """As JSON can hold it: it has no word for numbers that are not finite, and they become null."""
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
 def output_folder(path: str | Path) -> Path:
     """A folder for results, made before the work whose results would be lost without it.
 
@@ -159,17 +170,10 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     def append(self, event: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl and hand it to the operating system at once.
-
-        JSON has no word for numbers that are not finite; they are written as null.
-        """
-        line = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in event.items()
-        }
+        """Append one line to metrics.jsonl, as `plain` makes it, and hand it to the operating system at once."""
         if self._metrics is None:
             self._metrics = self.metrics_path.open("a", encoding="utf-8")
-        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
+        self._metrics.write(json.dumps(plain(event), allow_nan=False) + "\n")
         self._metrics.flush()
 
     def metrics(self, event: str | None = None) -> Iterator[dict[str, Any]]:

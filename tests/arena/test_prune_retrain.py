@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from thalweg.arena.claims import prune_retrain
+from thalweg.arena.claims.spread import spread
 from thalweg.models.compression import block_linears
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,7 +57,7 @@ def test_short_runs_are_deterministic():
 
 def test_full_retraining_moves_everything_but_the_zeros():
     source = Source()
-    windows, held = source.calibration(4), prune_retrain._spread(source.store.held_out, 4)
+    windows, held = source.calibration(4), spread(source.store.held_out, 4, prune_retrain.CONTEXT)
     trial = prune_retrain._Trial(source.model(), 0.5, windows, held, 2, 0)
     trial.run("full", 1e-2)
     assert not any(torch.equal(value, trial.state[name]) for name, value in trial.model.state_dict().items())

@@ -125,6 +125,16 @@ def test_interval_is_reproducible_and_seeded(model, array_split):
     assert first == second
     assert (first.low, first.high) != (other.low, other.high)
     assert first.low < first.bits_per_byte < first.high
+    assert first.perplexity_low < first.perplexity < first.perplexity_high
+
+
+def test_perplexity_has_the_interval_of_the_loss(model, array_split):
+    """Documents of equal length: bits per byte and nats a token are the same draw in two units."""
+    split = array_split([20] * 30)
+    found = evaluate(model, split, CONTEXT, 8)
+    ends = [math.log(end) for end in (found.perplexity_low, found.perplexity_high)]
+    # The first token of all is not predicted: 599 tokens cost what 570 bytes do.
+    assert ends == pytest.approx([end * math.log(2) * 570 / 599 for end in (found.low, found.high)], rel=2e-3)
 
 
 @pytest.mark.parametrize("count", [50, 6000])
@@ -135,7 +145,7 @@ def test_interval_covers_the_truth_as_often_as_it_says(count):
         generator = np.random.default_rng(seed)
         sizes = generator.integers(50, 150, count).astype(float)
         nats = sizes * generator.normal(2.0, 0.5, count) * math.log(2)
-        low, high = module._interval(nats, sizes, seed=0)
+        [(low, high)] = module._intervals(nats, [sizes * math.log(2)], seed=0)
         inside += low <= 2.0 <= high
         widths.append(high - low)
     assert 52 <= inside <= 60

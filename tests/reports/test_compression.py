@@ -14,7 +14,8 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 def side(bits, **more):
     return {
-        "bits_per_byte": bits, "low": bits - 0.1, "high": bits + 0.1, "perplexity": 12.5, "matrix_nuclear_norm": 0.5,
+        "bits_per_byte": bits, "low": bits - 0.1, "high": bits + 0.1, "perplexity": 12.5, "perplexity_low": 12.0,
+        "perplexity_high": 13.25, "matrix_nuclear_norm": 0.5,
         "disk_bytes": 4_000_000, "memory_bytes": 4_000_000, "parameters": 1000, "non_zero": 900,
         "bits_per_weight": 32.0, "tokens_per_second": 1234.5, "tokens": 3000, "documents": 7, **more,
     }  # fmt: skip
@@ -37,6 +38,8 @@ def told():
 def test_rows_have_both_sides(told):
     rows = {name: (before, after) for name, before, after in compression.rows(told)}
     assert rows["bits per byte"] == ("2.0000", "2.1000")
+    assert rows["bits, 95% interval"] == ("1.9000 to 2.1000", "2.0000 to 2.2000")
+    assert rows["perplexity, 95% interval"] == ("12.00 to 13.25", "12.00 to 13.25")
     assert rows["same next token"] == ("", "87.5%")
     assert rows["bytes on disk"] == ("4.00 MB", "1.60 MB")
     assert rows["of them not zero"] == ("900", "900")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import math
 import time
 import tomllib
 from collections.abc import Callable, Iterable
@@ -23,7 +22,7 @@ from thalweg.arena.claims.finding import file_of, find
 from thalweg.arena.race import FAILS, HOLDS, UNDECIDED, methods_of, race
 from thalweg.catalog import Card
 from thalweg.errors import ArenaError, UserError
-from thalweg.runs import output_folder, read_json, write_text
+from thalweg.runs import output_folder, plain, read_json, write_text
 
 SCHEMA = 1
 RESULTS = Path("results")
@@ -94,7 +93,7 @@ def measure(card: Card, **execution: Any) -> dict[str, Any]:
     source = hashes(card)
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     found = race(card, **execution) if "arms" in card.claim else _checked(card)
-    return _plain({"date": date, "hash": source.pop("both"), "source": source, **found})
+    return plain({"date": date, "hash": source.pop("both"), "source": source, **found})
 
 
 def _checked(card: Card) -> dict[str, Any]:
@@ -120,18 +119,6 @@ def _checked(card: Card) -> dict[str, Any]:
         "machine": environment["machine"],
         "versions": environment["versions"],
     }
-
-
-def _plain(value: Any) -> Any:
-    """As JSON can hold it: it has no word for numbers that are not finite, so they become null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# -- what a measurement was made with -----------------------------------------------------------------------------
 
 
 def hashes(card: Card) -> dict[str, str]:

@@ -33,5 +33,6 @@ def run(
         return
     print(f"bits per byte  {found.bits_per_byte:.4f}  (95% interval {found.low:.4f} to {found.high:.4f})")
     print(f"loss           {found.loss:.4f} nats a token")
-    print(f"perplexity     {found.perplexity:.2f} a token")
+    ends = f"{found.perplexity_low:.2f} to {found.perplexity_high:.2f}"
+    print(f"perplexity     {found.perplexity:.2f} a token  (95% interval {ends})")
     print(f"on             {found.tokens:,} tokens of {found.documents:,} documents")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thalweg.budget import parse_bytes
 from thalweg.errors import RecipeError
 
 if TYPE_CHECKING:
     from thalweg.recipe import Recipe
-
-_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 def recipe_from(source: str | None, arm: str | None, said: dict[str, Any], settings: list[str]) -> Recipe:
@@ -77,7 +75,7 @@ def memory_bytes(text: str | None) -> float | None:
     """ "8GB" or "6GiB" in bytes."""
     if text is None:
         return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
-    if not found:
+    found = parse_bytes(text)
+    if found is None:
         raise RecipeError(f"cannot read the memory {text!r}", where="--memory", fix="Write it as 8GB or 6GiB.")
-    return float(found.group(1)) * _UNITS[found.group(2)]
+    return found

@@ -26,6 +26,12 @@ class BlockStep(ABC):
 
     calibrated: ClassVar[bool] = True
 
+    @property
+    def by_blocks(self) -> bool:
+        """Whether `compress` is `compress_block` of one block after the other, with what is put in: no block's result
+        depends on those behind it."""
+        return True
+
     @abstractmethod
     def compress_block(self, block: Block) -> dict[str, Any]:
         """Change the linears of a block; what was found, as plain data."""

@@ -3,7 +3,8 @@
 Bits per byte is what a tokenizer cannot flatter: the total cost of a text under the model in bits over its
 length in bytes. The documents are a sample of a population of documents, so the interval comes from drawing
 documents (not tokens, which depend on one another inside a document) again and again with replacement, and
-taking the ratio of sums.
+taking the ratio of sums. Perplexity has an interval of its own from the same draws: a document's share of the tokens is
+not its share of the bytes.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Evaluation:
         perplexity: exp(loss).
         low: lower end of the 95% interval of bits_per_byte over documents.
         high: upper end.
+        perplexity_low, perplexity_high: the ends of that of perplexity.
         tokens: predicted tokens.
         documents: documents wholly covered.
     """
@@ -65,6 +67,8 @@ class Evaluation:
     high: float
     tokens: int
     documents: int
+    perplexity_low: float
+    perplexity_high: float
 
 
 def evaluate(
@@ -118,16 +122,24 @@ def evaluate(
             nats += np.bincount(units, weights=costs, minlength=len(sizes))
     total_nats, total_bytes = float(nats.sum()), float(sizes.sum())
     loss = total_nats / (end - 1)
-    low, high = _interval(nats, sizes, seed)
+    predicted = np.diff(offsets)
+    predicted[0] -= 1  # nothing stands before the first token
+    (low, high), losses_between = _intervals(nats, [sizes * math.log(2), predicted], seed)
     return Evaluation(
         loss=loss,
         bits_per_byte=total_nats / math.log(2) / total_bytes,
-        perplexity=math.exp(min(loss, 700.0)),
+        perplexity=_perplexity(loss),
         low=low,
         high=high,
         tokens=end - 1,
         documents=documents,
+        perplexity_low=_perplexity(losses_between[0]),
+        perplexity_high=_perplexity(losses_between[1]),
     )
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))
 
 
 def _units(split: Split, limit: int, context: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -205,15 +217,17 @@ def nats_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits.float(), targets, ignore_index=-100, reduction="none")
 
 
-def _interval(nats: np.ndarray, sizes: np.ndarray, seed: int) -> tuple[float, float]:
-    """95% percentile bootstrap of bits per byte; nats and bytes by unit [n]."""
-    if len(sizes) > _RESAMPLES:
+def _intervals(nats: np.ndarray, sizes: list[np.ndarray], seed: int) -> list[tuple[float, float]]:
+    """95% percentile bootstrap of sums of nats over sums of each of these sizes; all by unit [n]."""
+    if len(nats) > _RESAMPLES:
         # Thousands of neighbours together lose nothing of the spread and keep the draw small.
-        edges = np.linspace(0, len(sizes), _RESAMPLES, endpoint=False).astype(int)
-        nats, sizes = np.add.reduceat(nats, edges), np.add.reduceat(sizes, edges)
-    generator = np.random.default_rng(seed)
-    chosen = generator.integers(0, len(sizes), size=(_RESAMPLES, len(sizes)))
-    drawn = sizes[chosen].sum(axis=1)
-    ratios = nats[chosen].sum(axis=1)[drawn > 0] / drawn[drawn > 0] / math.log(2)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return float(low), float(high)
+        edges = np.linspace(0, len(nats), _RESAMPLES, endpoint=False).astype(int)
+        nats, *sizes = (np.add.reduceat(values, edges) for values in (nats, *sizes))
+    chosen = np.random.default_rng(seed).integers(0, len(nats), size=(_RESAMPLES, len(nats)))
+    cost = nats[chosen].sum(axis=1)
+    found = []
+    for size in sizes:
+        drawn = size[chosen].sum(axis=1)
+        low, high = np.quantile(cost[drawn > 0] / drawn[drawn > 0], [0.025, 0.975])
+        found.append((float(low), float(high)))
+    return found

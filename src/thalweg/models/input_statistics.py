@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,58 +16,49 @@ class Observer(Protocol):
 
 
 @dataclass
-class SecondMoment:
+class Mean(ABC):
+    """The mean of something about the inputs over all tokens, kept as a sum."""
+
+    total: Tensor | None = None
+    tokens: int = 0
+
+    @abstractmethod
+    def add(self, total: Tensor | None, inputs: Tensor) -> Tensor:
+        """The sum with these inputs in it; a sum that is given may be changed in place."""
+
+    def see(self, inputs: Tensor) -> None:
+        self.total = self.add(self.total, inputs)
+        self.tokens += len(inputs)
+
+    @property
+    def value(self) -> Tensor:
+        assert self.total is not None, "no inputs were seen"
+        return self.total / self.tokens
+
+
+class SecondMoment(Mean):
     """mean(x_j^2) of every input: [in] float32."""
 
-    total: Tensor | None = None
-    tokens: int = 0
-
-    def see(self, inputs: Tensor) -> None:
+    def add(self, total: Tensor | None, inputs: Tensor) -> Tensor:
         found = inputs.square().sum(0)
-        self.total = found if self.total is None else self.total + found
-        self.tokens += len(inputs)
-
-    @property
-    def value(self) -> Tensor:
-        assert self.total is not None, "no inputs were seen"
-        return self.total / self.tokens
+        return found if total is None else total + found
 
 
-@dataclass
-class AbsoluteMean:
+class AbsoluteMean(Mean):
     """mean(|x_j|) of every input: [in] float32."""
 
-    total: Tensor | None = None
-    tokens: int = 0
-
-    def see(self, inputs: Tensor) -> None:
+    def add(self, total: Tensor | None, inputs: Tensor) -> Tensor:
         found = inputs.abs().sum(0)
-        self.total = found if self.total is None else self.total + found
-        self.tokens += len(inputs)
-
-    @property
-    def value(self) -> Tensor:
-        assert self.total is not None, "no inputs were seen"
-        return self.total / self.tokens
+        return found if total is None else total + found
 
 
-@dataclass
-class Hessian:
+class Hessian(Mean):
     """mean(x x^T): [in, in] float32."""
 
-    total: Tensor | None = None
-    tokens: int = 0
-
-    def see(self, inputs: Tensor) -> None:
-        if self.total is None:
-            self.total = torch.zeros(inputs.shape[1], inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
-        self.total.addmm_(inputs.mT, inputs)
-        self.tokens += len(inputs)
-
-    @property
-    def value(self) -> Tensor:
-        assert self.total is not None, "no inputs were seen"
-        return self.total / self.tokens
+    def add(self, total: Tensor | None, inputs: Tensor) -> Tensor:
+        if total is None:
+            total = inputs.new_zeros(inputs.shape[1], inputs.shape[1])
+        return total.addmm_(inputs.mT, inputs)
 
 
 @dataclass
@@ -79,5 +71,6 @@ class OutputError:
     whole: float = 0.0
 
     def see(self, inputs: Tensor) -> None:
+        # The change is made anew each time: one for every layer of a block would be held in float32 otherwise.
         self.lost += float((inputs @ (self.after.float() - self.before.float()).mT).square().sum(dtype=torch.float64))
         self.whole += float((inputs @ self.before.float().mT).square().sum(dtype=torch.float64))

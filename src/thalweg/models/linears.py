@@ -91,11 +91,11 @@ class Linear:
         self.fixed.quantized = quantized
         self.weight.copy_(quantized.values())
 
-    def check_finite(self, inside: str) -> None:
-        """Raises ModelError where a weight is NaN or infinite; `inside` names the block."""
+    def check_finite(self, inside: str = "") -> None:
+        """Raises ModelError where a weight is NaN or infinite; `inside` names the block, where the name does not."""
         if not bool(torch.isfinite(self.weight).all()):
             raise ModelError(
-                f"The weights of {inside}.{self.name} are not finite.",
+                f"The weights of {inside}{'.' if inside else ''}{self.name} are not finite.",
                 where="compress",
                 fix="The model is damaged, or overflowed in training; take an earlier checkpoint.",
             )

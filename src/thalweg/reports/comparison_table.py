@@ -48,9 +48,7 @@ def brief(results: dict[str, Any]) -> str:
     for workload in comparison_rows.workloads(results):
         name = escaped(clean(workload.get("name") or "workload"))
         lines += [f"On {name}. {escaped(comparison_rows.answer(workload))}", ""]
-        lines += _table(tuple(TITLES.values()), [_cells(row) for row in comparison_rows.rows(workload)])
-        rates = [(code(row[0]), code(row[1]), *row[2:]) for row in comparison_rows.rates(workload)]
-        lines += _table(RATE_TITLES, rates)
+        lines += _arms(comparison_rows.rows(workload)) + _rates(workload)
     command = formats.command_line(results.get("command"))
     return "\n".join([*lines, *([f"Repeat it with {code(command)}."] if command else [])]).rstrip("\n")
 
@@ -79,7 +77,7 @@ def _workload(workload: dict[str, Any]) -> list[str]:
     lines += [f"{escaped(setting)}.", ""] if setting else []
     lines += [escaped(comparison_rows.answer(workload)), ""]
     rows = comparison_rows.rows(workload)
-    lines += _table(tuple(TITLES.values()), [_cells(row) for row in rows])
+    lines += _arms(rows)
     reasons = [f"- {code(row.cells['arm'].text)}: {escaped(row.explanation)}" for row in rows if row.explanation]
     lines += [*reasons, ""] if reasons else []
     failures = comparison_rows.failures(workload)
@@ -90,9 +88,16 @@ def _workload(workload: dict[str, Any]) -> list[str]:
         tried = f"{len(arm['trials'])} trials" + (f", {failed} of them failed" if failed else "")
         lines += [f"{code(arm['name'])} was tuned with {tried}; winner: {escaped(arm['winner'])}.", ""]
         lines += [*(f"- {code(key)} from {escaped(limits)}" for key, limits in arm["space"]), ""]
-    lines += _table(RATE_TITLES, [(code(row[0]), code(row[1]), *row[2:]) for row in comparison_rows.rates(workload)])
     steadiness = [(code(row[0]), *row[1:]) for row in comparison_rows.noise(workload)]
-    return lines + _table(NOISE_TITLES, steadiness)
+    return lines + _rates(workload) + _table(NOISE_TITLES, steadiness)
+
+
+def _arms(rows: list[Row]) -> list[str]:
+    return _table(tuple(TITLES.values()), [_cells(row) for row in rows])
+
+
+def _rates(workload: dict[str, Any]) -> list[str]:
+    return _table(RATE_TITLES, [(code(row[0]), code(row[1]), *row[2:]) for row in comparison_rows.rates(workload)])
 
 
 def _cells(row: Row) -> list[str]:

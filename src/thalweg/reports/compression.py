@@ -28,8 +28,9 @@ def rows(told: Told) -> Iterator[tuple[str, str, str]]:
         return name, spelled(before.get(key)), spelled(after.get(key))
 
     yield both("bits per byte", "bits_per_byte", lambda value: _number(value, ".4f"))
-    yield "95% interval", _interval(before), _interval(after)
+    yield "bits, 95% interval", _interval(before, "", ".4f"), _interval(after, "", ".4f")
     yield both("perplexity a token", "perplexity", lambda value: _number(value, ",.2f"))
+    yield "perplexity, 95% interval", _interval(before, "perplexity_", ",.2f"), _interval(after, "perplexity_", ",.2f")
     yield "same next token", "", _number(after.get("agreement"), ".1%")
     yield both("matrix nuclear norm", "matrix_nuclear_norm", lambda value: _number(value, ".4f"))
     yield both("bytes on disk", "disk_bytes", _bytes)
@@ -44,8 +45,9 @@ def _number(value: Any, spelled: str) -> str:
     return "" if value is None else format(value, spelled)
 
 
-def _interval(side: Told) -> str:
-    return "" if side.get("low") is None else f"{side['low']:.4f} to {side['high']:.4f}"
+def _interval(side: Told, of: str, spelled: str) -> str:
+    low, high = (_number(side.get(f"{of}{end}"), spelled) for end in ("low", "high"))
+    return f"{low} to {high}" if low and high else ""
 
 
 def _bytes(value: Any) -> str:

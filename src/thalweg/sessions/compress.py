@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from thalweg.models.compression import BlockStep, block_linears, check_kept
 from thalweg.models.folder import load
 from thalweg.models.walker import named_blocks, walk
 from thalweg.reports import compression as report
-from thalweg.runs import write_text
+from thalweg.runs import plain, write_text
 from thalweg.sessions.compress_measures import Ruler, weights_of
 from thalweg.sessions.compress_source import available, check_finite, context_for, stored_dtype, texts
 from thalweg.sessions.compress_state import Work, check_free
@@ -36,32 +35,33 @@ from thalweg.sessions.evaluate import model_folder
 from thalweg.sessions.size_target import Target, fitted, weight_bytes, weight_files
 
 EVALUATED_TOKENS = 200_000
+RESULT = "result"  # folder of the result in the working folder, until it is whole
 
 Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What to compress, and how.
+    """One compression, and what its steps are given.
 
     Attributes:
-        source: a run folder or a Hugging Face model folder.
+        source: folder of the original.
         steps: in their order.
-        out: folder of the result.
-        corpus: calibration text; None for the run's own, or for a model folder the standard library.
-        windows: calibration windows. context: tokens in each; None for what the model can hold, at most 1024.
-        seed: of the draw of windows.
-        tokens: held-out tokens that are evaluated.
+        tokenizer: of the model.
+        store: that calibration is drawn from. inputs: the windows that were drawn, int64 [windows, T].
+        seed: of the draw.
+        work: what is done so far.
+        said: told what is being done, and the share of it that is done.
     """
 
     source: Path
     steps: tuple[Choice, ...]
-    out: Path
-    corpus: str | None = None
-    windows: int = 128
-    context: int | None = None
-    seed: int = 0
-    tokens: int = EVALUATED_TOKENS
+    tokenizer: Any
+    store: TokenStore
+    inputs: Tensor
+    seed: int
+    work: Work
+    said: Report
 
 
 def compress(
@@ -102,37 +102,43 @@ def compress(
     source = model_folder(model)
     choices = parse_steps(steps) if steps.strip() or target is None else []
     store, split = texts(Path(model), source, calibration)
-    dtype = stored_dtype(source)
     said("reading the model", 0.0)
-    original, tokenizer = load(source, dtype)
+    original, tokenizer = load(source, stored_dtype(source))
     named_blocks(original)
     check_finite(original, source)
     length = context_for(original, context)
-    sampler = WindowSampler(store.train, length, min(windows, available(store, length)), seed)
-    inputs = sampler.batch(0)["input_ids"]
+    inputs = _drawn(store, length, windows, seed)
     if target is not None:
         choices = fitted(choices, Target.parse(target), original, source, inputs)
-    task = Task(source, tuple(choices), Path(out), calibration, windows, length, seed, tokens)
-    work = Work(task.out, _job(task, source))
-    ruler = Ruler(split, length, tokens)
-    said("measuring the model", 0.0)
+    work = Work(Path(out), _job(source, choices, [calibration, windows, length, seed]))
+    task = Task(source, tuple(choices), tokenizer, store, inputs, seed, work, said)
+    drawn = {"corpus": calibration or "own", "windows": len(inputs), "context": length, "seed": seed}
+    told = {"schema": 1, "model": str(model), "target": target, "calibration": drawn}
+    told |= _measured(task, original, Ruler(split, length, tokens))
+    told = plain(told)
+    folder = work.folder / RESULT
+    write_text(folder / "compression.json", json.dumps(told, indent=1) + "\n")
+    report.write(told, folder / "report.html")
+    work.publish(folder)
+    return told
+
+
+def _measured(task: Task, original: Any, ruler: Ruler) -> dict[str, Any]:
+    """Compress a model and write it; what it was before, what it is afterwards, and what the steps found."""
+    task.said("measuring the model", 0.0)
+    choices = ruler.choices(original)
+    before = {**ruler.measured(original), **weights_of(original), "disk_bytes": weight_bytes(task.source)}
     began = time.perf_counter()
-    choices_before = ruler.choices(original)
-    before = {**ruler.measured(original), **weights_of(original), "disk_bytes": weight_bytes(source)}
-    compressed, found = _stepped(task, original, tokenizer, store, inputs, work, said)
+    compressed, found = _stepped(task, original)
     seconds = time.perf_counter() - began
-    said("measuring what it has become", 0.0)
-    after = {**ruler.measured(compressed, choices_before), **weights_of(compressed)}
-    said("writing", 0.0)
-    folder = work.folder / "result"
-    stored = save_compressed(compressed, tokenizer, folder)
+    task.said("measuring what it has become", 0.0)
+    after = {**ruler.measured(compressed, choices), **weights_of(compressed)}
+    task.said("writing", 0.0)
+    folder = task.work.folder / RESULT
+    stored = save_compressed(compressed, task.tokenizer, folder)
     after["disk_bytes"] = weight_bytes(folder)
-    told = {
-        "schema": 1,
-        "model": str(model),
+    return {
         "steps": [str(choice) for choice in task.steps],
-        "target": target,
-        "calibration": {"corpus": calibration or "own", "windows": len(inputs), "context": length, "seed": seed},
         "before": before,
         "after": after,
         "ratio": after["disk_bytes"] / before["disk_bytes"],
@@ -141,26 +147,19 @@ def compress(
         "layers": _layers(compressed),
         "seconds": seconds,
     }
-    told = _plain(told)
-    write_text(folder / "compression.json", json.dumps(told, indent=1) + "\n")
-    report.write(told, folder / "report.html")
-    work.publish(folder)
-    return told
+
+
+def _drawn(store: TokenStore, length: int, windows: int, seed: int) -> Tensor:
+    """Windows of the training text [windows, length]; fewer where the corpus has fewer."""
+    return WindowSampler(store.train, length, min(windows, available(store, length)), seed).batch(0)["input_ids"]
 
 
 # -- the steps ----------------------------------------------------------------------------------------------------
 
 
-def _stepped(
-    task: Task,
-    model: Any,
-    tokenizer: Any,
-    store: TokenStore,
-    inputs: Tensor,
-    work: Work,
-    said: Report,
-) -> tuple[Any, list[dict[str, Any]]]:
+def _stepped(task: Task, model: Any) -> tuple[Any, list[dict[str, Any]]]:
     """The model after all steps, and what each found; steps and blocks that were done before are taken up."""
+    work = task.work
     done = min(work.steps_done(), len(task.steps))
     found = [work.found(number) for number in range(1, done + 1)]
     if done:
@@ -168,14 +167,14 @@ def _stepped(
     for number, choice in enumerate(task.steps[done:], done + 1):
         began = time.perf_counter()
         step = choice.build()
-        share = partial(said, f"step {number} of {len(task.steps)}: {choice}")
-        if isinstance(step, BlockStep) and type(step).compress is BlockStep.compress:
-            told = _by_blocks(step, model, inputs, work, number, share)
+        share = partial(task.said, f"step {number} of {len(task.steps)}: {choice}")
+        if isinstance(step, BlockStep) and step.by_blocks:
+            told = _by_blocks(step, model, task.inputs, work, number, share)
         else:
-            told = _whole(step, task, model, store, inputs, share)
+            told = _whole(step, task, model, share)
         check_kept(model)
-        told = _plain({"step": str(choice), "seconds": time.perf_counter() - began, **told})
-        work.keep_step(number, model, tokenizer, told)
+        told = plain({"step": str(choice), "seconds": time.perf_counter() - began, **told})
+        work.keep_step(number, model, task.tokenizer, told)
         found.append(told)
     return model, found
 
@@ -200,39 +199,37 @@ def _by_blocks(
 
 def _kept(work: Work, number: int, block: Any, told: dict[str, Any]) -> dict[str, Any]:
     """Write a block once the walk has gone on, when the errors of its outputs are known."""
-    told = _plain({"name": block.name, "errors": block.errors, **told})
+    told = plain({"name": block.name, "errors": block.errors, **told})
     work.keep_block(number, block, told)
     return told
 
 
-def _whole(
-    step: Any, task: Task, model: Any, store: TokenStore, inputs: Tensor, share: Callable[[float], None]
-) -> dict[str, Any]:
+def _whole(step: Any, task: Task, model: Any, share: Callable[[float], None]) -> dict[str, Any]:
     """A step that needs the whole model: with more windows where it wants them, and the original where it asks."""
-    said: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     if getattr(step, "wants_original", False):
-        said["original"] = load(task.source, next(model.parameters()).dtype)[0]
+        given["original"] = load(task.source, next(model.parameters()).dtype)[0]
     if hasattr(step, "report"):
         step.report = lambda done, total, loss: share(done / max(total, 1))
     wanted = getattr(step, "windows_wanted", None)
+    inputs = task.inputs
     if wanted is not None:
-        count = min(max(wanted, 1), available(store, inputs.shape[1]))
-        inputs = WindowSampler(store.train, inputs.shape[1], count, task.seed + 1).batch(0)["input_ids"]
-    return dict(step.compress(model, inputs, **said))
+        inputs = _drawn(task.store, inputs.shape[1], max(wanted, 1), task.seed + 1)
+    return dict(step.compress(model, inputs, **given))
 
 
 # -- what is told ------------------------------------------------------------------------------------------------
 
 
-def _job(task: Task, source: Path) -> dict[str, Any]:
+def _job(source: Path, steps: list[Choice], calibration: list[Any]) -> dict[str, Any]:
     """What decides the result; the weights by size and time, since hashing gigabytes would cost more than a block."""
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weight_files(source)]
     weights = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
     return {
         "source": str(source.resolve()),
         "weights": weights,
-        "steps": [str(choice) for choice in task.steps],
-        "calibration": [task.corpus, task.windows, task.context, task.seed],
+        "steps": [str(choice) for choice in steps],
+        "calibration": calibration,
     }
 
 
@@ -264,14 +261,3 @@ def _layers(model: Any) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _plain(value: Any) -> Any:
-    """As JSON can hold it: numbers that are not finite become null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

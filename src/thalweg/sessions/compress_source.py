@@ -11,19 +11,16 @@ import torch
 from thalweg.data import TokenStore, part_of, prepare
 from thalweg.errors import ModelError
 from thalweg.runs import Run
-from thalweg.sessions.training_data import tokenizer_of
-
-MOST_CONTEXT = 1024
+from thalweg.sessions.evaluate import DEFAULT_CONTEXT, own_store
 
 
 def texts(path: Path, source: Path, calibration: str | None) -> tuple[TokenStore, Any]:
     """The store that calibration is drawn from, and the held-out documents that are evaluated."""
     if (path / "recipe.toml").is_file():
         recipe = Run.open(path).recipe
-        data = recipe.data
-        own = prepare(data.corpus, tokenizer=tokenizer_of(recipe), field=data.field, held_out=data.held_out)
+        own = own_store(recipe)
         store = own if calibration is None else prepare(calibration, tokenizer=str(source))
-        return store, part_of(own.held_out, data.evaluate_on)
+        return store, part_of(own.held_out, recipe.data.evaluate_on)
     store = prepare(calibration or "stdlib", tokenizer=str(source))
     return store, store.held_out
 
@@ -34,10 +31,17 @@ def available(store: TokenStore, context: int) -> int:
 
 
 def context_for(model: Any, wanted: int | None) -> int:
-    held = getattr(model.config.get_text_config(), "max_position_embeddings", None) or MOST_CONTEXT
+    """Tokens in a calibration window: as many as are wanted, or as the model holds up to `DEFAULT_CONTEXT`.
+
+    Raises:
+        ModelError: the model does not hold so many.
+    """
+    held = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_CONTEXT
     if wanted is not None and not 2 <= wanted <= held:
-        raise ModelError(f"windows of {wanted} tokens do not fit a model of {held}", where="--context")
-    return wanted or min(held, MOST_CONTEXT)
+        raise ModelError(
+            f"windows of {wanted} tokens do not fit a model of {held}", where="--context", fix=f"Give 2 to {held}."
+        )
+    return wanted or min(held, DEFAULT_CONTEXT)
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -52,6 +56,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 
 def check_finite(model: Any, source: Path) -> None:
+    """Raises ModelError where a parameter holds NaN or infinity, embeddings and norms too."""
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise ModelError(

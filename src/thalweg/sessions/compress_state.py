@@ -76,11 +76,10 @@ class Work:
         """Write the model after a step (1-based); earlier work is not needed any more."""
         folder = self.folder / f"step-{number}"
         save(model, tokenizer, folder)
-        _save_tensors(
-            {k: v for name, one in block_linears(model).items() for k, v in _packed(name, one).items()},
-            folder / "fixed.safetensors",
-        )
-        write_text(folder / "formats.json", json.dumps(_formats(block_linears(model))))
+        linears = block_linears(model)
+        fixed = {key: value for name, linear in linears.items() for key, value in _packed(name, linear).items()}
+        _save_tensors(fixed, folder / "fixed.safetensors")
+        write_text(folder / "formats.json", json.dumps(_formats(linears)))
         write_text(folder / "found.json", json.dumps(found))
         for path in self.folder.glob(f"step-{number}.block-*"):
             path.unlink()

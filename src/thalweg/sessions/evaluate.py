@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from thalweg.data import TokenSplit, part_of, prepare
+from thalweg.data import TokenSplit, TokenStore, part_of, prepare
 from thalweg.errors import ModelError, RunError
 from thalweg.models.evaluate import Evaluation, evaluate
 from thalweg.models.folder import load
+from thalweg.recipe import Recipe
 from thalweg.runs import Run
 from thalweg.sessions.training_data import tokenizer_of
 from thalweg.training.checkpoints import CheckpointFolder
@@ -78,14 +79,15 @@ def evaluate_folder(folder: str | Path, corpus: str | None = None, field: str = 
             fix=f"Name a corpus: `thalweg eval {path} corpus/`.",
         )
     else:
-        recipe, plan = Run.open(path).recipe, Run.open(path).plan
-        split = part_of(_own_store(recipe, plan).held_out, recipe.data.evaluate_on)
+        recipe = Run.open(path).recipe
+        split = part_of(own_store(recipe).held_out, recipe.data.evaluate_on)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     context = min(getattr(model.config, "max_position_embeddings", None) or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     model.to(device)  # type: ignore[arg-type]
     return evaluate(model, split, context=context, batch_size=max(BATCH_TOKENS // context, 1))
 
 
-def _own_store(recipe: Any, plan: dict[str, Any]) -> Any:
+def own_store(recipe: Recipe) -> TokenStore:
+    """The token store that a recipe trains and is evaluated on."""
     data = recipe.data
     return prepare(data.corpus, tokenizer=tokenizer_of(recipe), field=data.field, held_out=data.held_out)

@@ -21,14 +21,15 @@ from torch import Tensor
 
 from thalweg import catalog
 from thalweg.arms import Choice
+from thalweg.budget import parse_bytes
 from thalweg.errors import BudgetError
 from thalweg.models.compressed_tensors import stored_bytes
-from thalweg.models.compression import block_linears
+from thalweg.models.depth import remove_blocks
+from thalweg.models.walker import named_blocks
 
 # Widths that have a layout which stores them in that many bits, gentlest first.
 STORED_BITS = (8, 7, 6, 5, 4, 3, 2)
 DEFAULT = "gptq"
-_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Target:
             share = float(found.group(1))
             if 0 < share < 1:
                 return cls(share=share)
-        elif found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?i?)b", lowered):
-            return cls(bytes=float(found.group(1)) * _UNITS[found.group(2)])
+        elif lowered.endswith("b") and (size := parse_bytes(lowered)) is not None:
+            return cls(bytes=size)
         raise BudgetError(
             f"cannot read the size {text!r}", where="--target", fix="Write 0.4x (below 1), 120MB or auto."
         )
@@ -120,7 +121,7 @@ def _candidates(choices: list[Choice], model: Any) -> Iterator[list[Choice]]:
     # Halves that are dropped become zeros, which are stored like other weights.
     blocks = {i for i, c in enumerate(choices) if c.name == "llm_drop" and c.options.get("what") == "block"}
     drops = [i for i in blocks if "count" not in choices[i].options]
-    counts = range(1, model.config.num_hidden_layers) if drops else [None]
+    counts = range(1, len(named_blocks(model))) if drops else [None]
     for count in counts:
         for width in STORED_BITS if bits else [None]:
             changed = {i: {"bits": width} for i in bits} | {i: {"count": count} for i in drops}
@@ -133,20 +134,12 @@ def _predicted(choices: list[Choice], model: Any) -> float:
     for choice in choices:
         card = catalog.lookup(choice.name)
         if choice.name == "llm_drop" and choice.options.get("what") == "block":
+            depth = len(named_blocks(small))
             count = float(choice.options.get("count", card.options["count"].default))
-            _shorten(small, int(count) if count >= 1 else max(1, round(count * model.config.num_hidden_layers)))
+            # Which blocks go makes no difference to the size.
+            remove_blocks(small, range(depth - catalog.module("llm_drop").number_of(count, depth), depth))
         elif card.family == "quantization":
             rounding = {k: v for k, v in choice.options.items() if k in catalog.lookup("rtn").options}
             own = {k: o.default for k, o in card.options.items() if k in catalog.lookup("rtn").options}
             catalog.resolve("rtn")(**{**own, **rounding}).compress(small, None)
     return float(stored_bytes(small))
-
-
-def _shorten(model: Any, count: int) -> None:
-    """Without its last blocks: which ones go makes no difference to the size."""
-    from thalweg.models.blocks import decoder_blocks
-
-    blocks = decoder_blocks(model)
-    holder = next(m for m in model.modules() if list(m.children()) == blocks)
-    del holder[len(blocks) - count :]
-    assert block_linears(model)

@@ -156,10 +156,19 @@ def test_wrong_options(name, options, says):
 
 
 @all_methods
-def test_options_that_a_format_agrees_with(name):
-    catalog.resolve(name)(format="mxfp8", bits=8, group=32)
-    catalog.resolve(name)(format="nvfp4", group=16)
-    catalog.resolve(name)(format="fp6", bits=6, group=0)
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"format": "mxfp8", "bits": 8, "group": 32},
+        {"format": "nvfp4", "group": 16},
+        {"format": "fp6", "bits": 6, "group": 0},
+    ],
+    ids=lambda said: said["format"],
+)
+def test_options_that_a_format_agrees_with(name, said, llama, calibration):
+    model = llama().eval()
+    catalog.resolve(name)(**said).compress(model, calibration)
+    assert {one.fixed.quantized.format.name for one in block_linears(model).values()} == {said["format"]}
 
 
 @all_methods

@@ -20,21 +20,22 @@ source is nowhere near. Another seed draws other windows, orders and starts for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from thalweg import catalog
 from thalweg.arena.claims.finding import Finding
+from thalweg.arena.claims.spread import spread
 from thalweg.arena.claims.trained import CONTEXT, trained
 from thalweg.budget import Budget
 from thalweg.errors import TrainingError
 from thalweg.models.compression import block_linears, check_kept
 from thalweg.models.short_training import ShortTraining
+from thalweg.models.text_loss import text_loss
 
 STEPS, BATCH, RANK, HELD_OUT = 32, 2, 4, 96
 RATES = (1e-4, 4e-4, 1.6e-3, 6.4e-3, 2.56e-2)
@@ -52,7 +53,7 @@ def prune_retrain(
 ) -> Finding:
     """Losses by sparsity and way of retraining, after the best of the rates."""
     source = trained()
-    windows, held = source.calibration(steps * BATCH, seed), _spread(source.store.held_out, held_out)
+    windows, held = source.calibration(steps * BATCH, seed), spread(source.store.held_out, held_out, CONTEXT)
     dense = _loss(source.model(), held[1::2])
     found: dict[str, Any] = {"loss dense": round(dense, 4)}
     recovered: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -176,20 +177,12 @@ def _masked(mask: Tensor | None) -> Callable[[Tensor], Tensor]:
     return lambda gradient: gradient * mask
 
 
-def _spread(split: Any, windows: int) -> Tensor:
-    """Windows at even distances over a split, int64 [windows, CONTEXT]."""
-    starts = np.linspace(0, split.token_count - CONTEXT, windows).astype(int).tolist()
-    return torch.from_numpy(np.stack([split.read(start, start + CONTEXT) for start in starts]).astype(np.int64))
-
-
 def _mean_loss(model: Any, windows: Tensor) -> Tensor:
     logits = model(input_ids=windows, use_cache=False).logits[:, :-1]
     return functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
-@torch.no_grad()
 def _loss(model: Any, windows: Tensor) -> float:
     """Nats a token; infinity where the model is broken."""
-    parts = windows.split(16)
-    loss = sum(float(_mean_loss(model, part)) * len(part) for part in parts) / len(windows)
-    return loss if loss < float("inf") else float("inf")
+    loss = text_loss(model, windows)
+    return loss if math.isfinite(loss) else math.inf

@@ -57,9 +57,8 @@ class Trained:
 
 def trained(seed: int = 0, model: str = "1M", steps: int = 600) -> Trained:
     """The model of this seed; trained at the first call, and found again while the code of training is the same."""
-    from thalweg.data import prepare
+    from thalweg.sessions.evaluate import own_store
     from thalweg.sessions.train import train
-    from thalweg.sessions.training_data import tokenizer_of
 
     recipe = Recipe.parse(
         ARM,
@@ -81,6 +80,4 @@ def trained(seed: int = 0, model: str = "1M", steps: int = 600) -> Trained:
         with suppress(OSError):
             os.replace(own, folder)
         shutil.rmtree(own, ignore_errors=True)
-    data = recipe.data
-    store = prepare(data.corpus, tokenizer=tokenizer_of(recipe), field=data.field, held_out=data.held_out)
-    return Trained(folder / "checkpoints" / "latest", store)
+    return Trained(folder / "checkpoints" / "latest", own_store(recipe))

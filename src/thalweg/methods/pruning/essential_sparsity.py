@@ -21,7 +21,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from thalweg.catalog import lookup
@@ -154,13 +153,10 @@ def curve(
 def _checked(model: Any, calibration: Tensor | None) -> list[Linear]:
     if calibration is None:
         raise ModelError("The curve needs text.", where="essential_sparsity", fix="Give windows [n, T] of tokens.")
-    linears = block_linears(model)
-    for name, linear in linears.items():
-        if not bool(torch.isfinite(linear.weight).all()):
-            raise ModelError(
-                f"{name} has weights that are not finite.", where="essential_sparsity", fix="Check the model."
-            )
-    return list(linears.values())
+    linears = list(block_linears(model).values())
+    for linear in linears:
+        linear.check_finite()
+    return linears
 
 
 def _grid(step: float) -> list[float]:

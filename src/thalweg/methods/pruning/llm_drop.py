@@ -154,6 +154,11 @@ def _of_block(block: Block, halves: bool) -> dict[str, float]:
     return {kind: mean.value for kind, mean in means.items()}
 
 
+def number_of(count: float, candidates: int) -> int:
+    """How many of so many the option `count` means."""
+    return int(count) if count >= 1 or not count else max(1, round(count * candidates))
+
+
 def choose(
     scores: Scores, kinds: Sequence[str], count: float, gone: frozenset[tuple[str, int]] = frozenset()
 ) -> list[tuple[str, int]]:
@@ -169,7 +174,7 @@ def choose(
         ModelError: there are not so many.
     """
     listed = [(kind, index) for kind in kinds for index in range(len(scores[kind]))]
-    number = int(count) if count >= 1 or not count else max(1, round(count * len(listed)))
+    number = number_of(count, len(listed))
     left = [one for one in listed if one not in gone]
     most = len(left) - 1 if BLOCK in kinds else len(left)
     if number > most:

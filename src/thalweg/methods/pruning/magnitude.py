@@ -61,6 +61,10 @@ class Magnitude(BlockStep):
                 fix="Leave the scope out.",
             )
 
+    @property
+    def by_blocks(self) -> bool:
+        return self.scope == "layer"
+
     def compress_block(self, block: Block) -> dict[str, Any]:
         for linear in block.linears.values():
             self.target.check(linear, block.name)
@@ -69,7 +73,7 @@ class Magnitude(BlockStep):
         return {"sparsity": {name: sparsity_of(linear) for name, linear in block.linears.items()}}
 
     def compress(self, model: nn.Module, calibration: Tensor | None = None) -> dict[str, Any]:
-        if self.scope == "layer":
+        if self.by_blocks:
             return super().compress(model, calibration)
         blocks = [block.linears for block in walk(model, None)]
         linears = [linear for block in blocks for linear in block.values()]

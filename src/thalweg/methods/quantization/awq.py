@@ -45,6 +45,7 @@ from thalweg.models.head import evaluation_mode
 from thalweg.models.input_statistics import AbsoluteMean, Hessian
 from thalweg.models.linears import Linear
 from thalweg.models.walker import Block
+from thalweg.numerics.float_formats import format_of
 from thalweg.numerics.number_formats import Format, rounded
 
 LEAST_SCALE = 1e-4
@@ -69,10 +70,9 @@ class AWQ(BlockStep):
         options = {"bits": bits, "group": group, "symmetric": symmetric, "ratios": ratios, "clips": clips}
         catalog.lookup("awq").check(options, where="awq")
         self.group, self.ratios, self.clips = group, ratios, clips
-        self.format = Format(f"int{bits}" if symmetric else f"uint{bits}", bits, symmetric)
+        self.format = format_of("int", bits, symmetric)
 
     def compress_block(self, block: Block) -> dict[str, Any]:
-        _check_finite(block)
         kept = [name for name, linear in block.linears.items() if linear.fixed.quantized is not None]
         sets = [_Shared(names) for names in block.groups() if not set(names) <= set(kept)]
         block.observe({one.names[0]: one for one in sets})
@@ -256,13 +256,3 @@ def _weights(linears: Sequence[Linear], values: Sequence[Tensor]) -> Iterator[No
     finally:
         for linear, value in zip(linears, own, strict=True):
             linear.weight.copy_(value)
-
-
-def _check_finite(block: Block) -> None:
-    for name, linear in block.linears.items():
-        if not bool(torch.isfinite(linear.weight).all()):
-            raise ModelError(
-                f"The weights of {block.name}.{name} are not finite.",
-                where="awq",
-                fix="Check the model before compressing it.",
-            )
