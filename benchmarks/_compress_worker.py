@@ -53,7 +53,8 @@ def recipe(steps: str) -> Any:
     if name in ("wanda", "sparsegpt"):
         kind = {"wanda": WandaPruningModifier, "sparsegpt": SparseGPTModifier}[name]
         more = {"dampening_frac": 0.01} if name == "sparsegpt" else {}
-        return kind(sparsity=float(said["sparsity"]), targets=["Linear"], ignore=["lm_head"], **more)
+        # A layer that is its own target is named "lm_head." inside: the plain name would not keep it from being pruned.
+        return kind(sparsity=float(said["sparsity"]), targets=["Linear"], ignore=["re:.*lm_head"], **more)
     weights = {
         "num_bits": int(said["bits"]),
         "type": "int",

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from thalweg.errors import ModelError
 from thalweg.models import block_inputs
-from thalweg.models.input_statistics import AbsoluteMean, Hessian, SecondMoment
+from thalweg.models.input_statistics import AbsoluteMean, Hessian, OutputError, SecondMoment
 from thalweg.models.walker import walk
 
 WINDOWS, CONTEXT = 7, 12
@@ -219,6 +219,17 @@ def test_errors_are_of_the_inputs_that_now_reach_the_layer(causal_model):
     hook.remove()
     lost, whole = ((inputs[0] @ weight.T).square().sum() for weight in (changed.weight - before, before))
     assert first.errors["mlp.down_proj"] == pytest.approx(float(lost / whole), rel=1e-4)
+
+
+def test_errors_of_many_tokens_are_those_of_some_at_even_distances():
+    generator = torch.Generator().manual_seed(0)
+    inputs, before = torch.randn(2000, 6, generator=generator), torch.randn(4, 6, generator=generator)
+    after = before * torch.tensor([1.0, 0.9, 1.0, 0.0])[:, None]
+    found = OutputError(before, after)
+    found.see(inputs)
+    some = inputs[::3]  # 2000 // 512
+    lost, whole = ((some @ weight.T).square().sum() for weight in (after - before, before))
+    assert (found.lost, found.whole) == (pytest.approx(float(lost)), pytest.approx(float(whole)))
 
 
 def test_the_walk_changes_nothing_by_itself(causal_model):

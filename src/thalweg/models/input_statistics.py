@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+OUTPUTS_SEEN = 512  # tokens of each batch
+
 
 class Observer(Protocol):
     def see(self, inputs: Tensor) -> None:
@@ -63,7 +65,11 @@ class Hessian(Mean):
 
 @dataclass
 class OutputError:
-    """|x W'^T - x W^T|^2 over |x W^T|^2, summed over tokens."""
+    """|x W'^T - x W^T|^2 over |x W^T|^2, summed over tokens.
+
+    Of many tokens at once, some hundreds at even distances are looked at: it is a report, and two products of matrices
+    for every token would cost as much as the walk itself.
+    """
 
     before: Tensor
     after: Tensor
@@ -71,6 +77,7 @@ class OutputError:
     whole: float = 0.0
 
     def see(self, inputs: Tensor) -> None:
+        inputs = inputs[:: max(1, len(inputs) // OUTPUTS_SEEN)]
         # The change is made anew each time: one for every layer of a block would be held in float32 otherwise.
         self.lost += float((inputs @ (self.after.float() - self.before.float()).mT).square().sum(dtype=torch.float64))
         self.whole += float((inputs @ self.before.float().mT).square().sum(dtype=torch.float64))

@@ -41,7 +41,7 @@ class Block:
         module: the block.
         linears: its linear layers by name, within the block.
         errors: once the walk has gone on, of each linear whose weights have changed: the squared error of its outputs
-            on the calibration inputs that now reach it, over their squared length.
+            on calibration inputs that now reach it (some hundreds of each batch), over their squared length.
     """
 
     def __init__(
