@@ -1,4 +1,4 @@
-"""One compression in a process of its own, ours or llm-compressor's: time, peak memory, and the weights it leaves.
+"""One compression in a process of its own, ours or a peer's: time, peak memory, and the weights it leaves.
 
 Started by compress.py with the interpreter that has the library; reads the calibration windows from a .npy file and
 writes the model with plain weights (the compressed values), so that both sides are evaluated by the same code.
@@ -24,7 +24,7 @@ def ours(model: Any, windows: torch.Tensor, steps: str) -> None:
         choice.build().compress(model, windows)
 
 
-def theirs(model: Any, windows: torch.Tensor, steps: str) -> None:
+def llmcompressor(model: Any, windows: torch.Tensor, steps: str) -> None:
     """The same step by llm-compressor 0.14: same numbers of bits, groups, symmetry, damping and block size."""
     from datasets import Dataset
     from llmcompressor import oneshot
@@ -48,8 +48,7 @@ def recipe(steps: str) -> Any:
     from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
 
-    name, _, rest = steps.partition(":")
-    said = dict(pair.split("=") for pair in rest.split(",")) if rest else {}
+    name, said = spelled(steps)
     if name in ("wanda", "sparsegpt"):
         kind = {"wanda": WandaPruningModifier, "sparsegpt": SparseGPTModifier}[name]
         more = {"dampening_frac": 0.01} if name == "sparsegpt" else {}
@@ -73,27 +72,55 @@ def recipe(steps: str) -> Any:
     return GPTQModifier(config_groups=groups, ignore=["lm_head"], dampening_frac=0.01, block_size=128)
 
 
+def spelled(step: str) -> tuple[str, dict[str, str]]:
+    name, _, rest = step.partition(":")
+    return name, dict(pair.split("=") for pair in rest.split(",")) if rest else {}
+
+
+def gptqmodel(folder: str, step: str) -> Any:
+    """A model of gptqmodel 7.7 that is going to be quantized by this step, with the same numbers."""
+    from gptqmodel import GPTQModel, QuantizeConfig
+
+    name, said = spelled(step)
+    if name not in ("gptq", "awq", "foem"):
+        raise SystemExit(f"gptqmodel has no {name}")
+    group = int(said["group"]) or -1
+    same = {"bits": int(said["bits"]), "group_size": group, "device": "cpu", "offload_to_disk": False}
+    if name == "awq":
+        return GPTQModel.load(folder, QuantizeConfig(method="awq", format="gemm", sym=False, **same))
+    own = {"desc_act": True, "act_group_aware": False, "damp_percent": 0.01, "true_sequential": False}
+    return GPTQModel.load(folder, QuantizeConfig(sym=True, **own, **same))
+
+
 def main() -> None:
     who, folder, steps, windows, out = sys.argv[1:6]
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(int(sys.argv[6]))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     calibration = torch.from_numpy(np.load(windows))
+    if who == "gptqmodel":
+        loaded = gptqmodel(folder, steps)
+        rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in calibration.tolist()]
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began, worked = time.perf_counter(), time.process_time()
-    {"thalweg": ours, "llmcompressor": theirs}[who](model, calibration, steps)
+    if who == "gptqmodel":
+        loaded.quantize(rows, batch_size=8)
+    else:
+        {"thalweg": ours, "llmcompressor": llmcompressor}[who](model, calibration, steps)
     told = {
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - worked,
         "more_memory": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before),
     }
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    if who == "llmcompressor":
-        weights = plain(model)
+    if who == "gptqmodel":
+        weights = unpacked(loaded.model)
+    else:
+        weights = plain(model) if who == "llmcompressor" else dict(model.named_parameters())
     from safetensors.torch import save_file
 
-    save_file({name: value.contiguous().clone() for name, value in weights.items()}, out)
+    save_file({name: value.detach().contiguous().clone() for name, value in weights.items()}, out)
     Path(out).with_suffix(".json").write_text(json.dumps(told))
 
 
@@ -111,6 +138,15 @@ def plain(model: Any) -> dict[str, torch.Tensor]:
                 zero = getattr(module, "weight_zero_point", None)
                 value = fake_quantize(value.detach(), module.weight_scale, zero, scheme.weights)
             found[f"{name}.{own}" if name else own] = value.detach()
+    return found
+
+
+def unpacked(model: Any) -> dict[str, torch.Tensor]:
+    """Weights of gptqmodel's packed layers as they compute, and all others."""
+    found = dict(model.named_parameters())
+    for name, module in model.named_modules():
+        if hasattr(module, "qweight"):
+            found[f"{name}.weight"] = module.dequantize_weight().T.float()
     return found
 
 

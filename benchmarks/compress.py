@@ -1,15 +1,16 @@
-"""Compression against llm-compressor: quality at equal bits, time, and peak memory.
+"""Compression against llm-compressor and gptqmodel: quality at equal bits, time, and peak memory.
 
 Both sides compress the same model with the same calibration windows, each in a process of its own with the same
 number of threads; what they leave is evaluated by the same code on the same held-out text. Quality is bits per byte,
 with the 95% interval over documents; time and memory are those of the compression alone.
 
-Goals: never worse in quality beyond the interval; at least as fast; peak memory at most theirs. llm-compressor is no
-dependency of Thalweg, and wants versions of its own: give the interpreter of an environment that has it.
+Goals, against each of them: never worse in quality beyond the interval; at least as fast; peak memory at most theirs.
+They are no dependencies of Thalweg, and want versions of their own: give the interpreters of environments that have
+them. The time of gptqmodel has the packing of weights in it.
 
 Examples:
-    python benchmarks/compress.py runs/x --peer-python /path/to/venv/bin/python
-    python benchmarks/compress.py runs/x --peer-python ... --step gptq:bits=3,group=32 --windows 32
+    python benchmarks/compress.py runs/x --peer llmcompressor=/path/to/venv/bin/python --peer gptqmodel=/another/python
+    python benchmarks/compress.py runs/x --peer llmcompressor=... --step gptq:bits=3,group=32 --windows 32
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ STEPS = (
     "sparsegpt:sparsity=0.5",
     "wanda:sparsity=0.5",
 )
-WORKER = Path(__file__).with_name("_compress_worker.py")
+WORKER = Path(__file__).resolve().with_name("_compress_worker.py")
 
 
 def compressed(python: str, who: str, arguments: list[str], out: Path) -> dict[str, Any]:
-    """One compression in a process of its own; what it told."""
-    subprocess.run([python, str(WORKER), who, *arguments[:3], str(out), arguments[3]], check=True, capture_output=True)
+    """One compression in a process of its own, in a folder of its own, since peers write logs; what it told."""
+    command = [python, str(WORKER), who, *arguments[:3], str(out), arguments[3]]
+    subprocess.run(command, check=True, capture_output=True, cwd=out.parent)
     return json.loads(out.with_suffix(".json").read_text())
 
 
@@ -65,7 +67,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a run folder or a Hugging Face model folder")
-    parser.add_argument("--peer-python", help="interpreter with llmcompressor; left out, ours alone is measured")
+    parser.add_argument("--peer", action="append", default=[], help="llmcompressor=PYTHON or gptqmodel=PYTHON")
     parser.add_argument("--step", action="append", help="may be repeated")
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--context", type=int, default=128)
@@ -74,13 +76,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="timings; the least counts")
     parser.add_argument("--json", type=Path, help="write the numbers here, too")
     options = parser.parse_args()
-    source = model_folder(options.model)
+    source = model_folder(options.model).resolve()
     store, split = texts(Path(options.model), source, None)
     batch = WindowSampler(store.train, options.context, options.windows, 0).batch(0)["input_ids"]
     model = load(source)[0].eval()
     base = evaluate(model, split, context=options.context, batch_size=16, max_tokens=options.tokens)
     say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {base.bits_per_byte:.4f} bits per byte")
-    sides = {"thalweg": sys.executable} | ({"llmcompressor": options.peer_python} if options.peer_python else {})
+    sides = {"thalweg": sys.executable} | dict(peer.split("=", 1) for peer in options.peer)
     lines, numbers = [], {}
     with tempfile.TemporaryDirectory() as place:
         windows = Path(place) / "windows.npy"
@@ -109,24 +111,25 @@ def main() -> None:
 
 
 def rows(step: str, found: dict[str, dict[str, Any]]) -> list[list[str]]:
-    own, peer = found["thalweg"], found.get("llmcompressor")
+    """Ours, then each peer with what became of the goals against it."""
     lines = []
     for who, one in found.items():
-        goals = ""
-        if who == "thalweg" and peer is not None:
-            beyond = (one["bits_per_byte"] - peer["bits_per_byte"]) / max(peer["high"] - peer["bits_per_byte"], 1e-9)
-            goals = "; ".join(
-                [
-                    f"quality {verdict(beyond, 1.0, at_least=False)}",
-                    f"time {own['seconds'] / peer['seconds']:.2f}: "
-                    f"{verdict(own['seconds'] / peer['seconds'], 1.0, at_least=False)}",
-                    f"memory {verdict(own['more_memory'], peer['more_memory'], at_least=False)}",
-                ]
-            )
         interval = f"{one['low']:.4f} to {one['high']:.4f}"
         values = (f"{one['bits_per_byte']:.4f}", interval, f"{one['seconds']:.2f}", f"{one['more_memory'] / 1e6:.0f}")
-        lines.append([step, who, *values, goals])
+        lines.append([step, who, *values, "" if who == "thalweg" else goals(found["thalweg"], one)])
     return lines
+
+
+def goals(own: dict[str, Any], peer: dict[str, Any]) -> str:
+    beyond = (own["bits_per_byte"] - peer["bits_per_byte"]) / max(peer["high"] - peer["bits_per_byte"], 1e-9)
+    share = own["seconds"] / peer["seconds"]
+    return "; ".join(
+        [
+            f"quality {verdict(beyond, 1.0, at_least=False)}",
+            f"time {share:.2f}: {verdict(share, 1.0, at_least=False)}",
+            f"memory {verdict(own['more_memory'], peer['more_memory'], at_least=False)}",
+        ]
+    )
 
 
 if __name__ == "__main__":

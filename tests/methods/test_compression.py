@@ -13,6 +13,7 @@ from torch import nn
 from thalweg import catalog
 from thalweg.errors import ModelError, RecipeError
 from thalweg.models.blocks import decoder_blocks
+from thalweg.models.compressed_tensors import save_compressed
 from thalweg.models.compression import block_linears, check_kept
 from thalweg.models.folder import load, save
 from thalweg.numerics.number_formats import Format, rounded
@@ -259,3 +260,19 @@ def test_exceptions_are_of_methods_with_a_reason():
     assert all(reason for reason in ALSO.values())
     # Names that are in no catalogue would excuse nobody; those of this family are here from the start.
     assert {"magnitude", "wanda", "sparsegpt"} <= set(COMPRESSIONS) - set(ALSO)
+
+
+@pytest.mark.parametrize("name", [n for n in COMPRESSIONS if catalog.lookup(n).family == "quantization"])
+def test_a_half_precision_model_comes_back_as_it_was_left(name, model_of, tmp_path):
+    """Scales are of the type that files hold them in, so that nothing is rounded on the way to them."""
+    pytest.importorskip("compressed_tensors", reason="needs the extra compress")
+    model = model_of("llama").to(torch.bfloat16)
+    # The library cannot unpack the zero points of as few rows as these.
+    method(name, symmetric=True).compress(model, CALIBRATION)
+    assert {one.fixed.quantized.scale.dtype for one in block_linears(model).values()} == {torch.bfloat16}
+    told = save_compressed(model, None, tmp_path / "out")
+    assert (told["layout"], told["largest_change"]) == ("compressed-tensors", 0)
+    other = load(tmp_path / "out", torch.bfloat16)[0]
+    assert all(
+        torch.equal(linear.weight, block_linears(other)[name].weight) for name, linear in block_linears(model).items()
+    )

@@ -9,7 +9,7 @@ import torch
 
 from thalweg.numerics.float_formats import NAMES, FloatFormat, format_of
 from thalweg.numerics.minifloat import E2M1
-from thalweg.numerics.number_formats import Format, rounded
+from thalweg.numerics.number_formats import Format, narrowed, rounded
 from thalweg.numerics.range_search import searched
 
 X = torch.tensor([[0.9, -0.31, 0.12, 0.05]])
@@ -269,3 +269,16 @@ def test_names_are_those_of_options():
     assert format_of("int", 4, symmetric=False).name == "uint4"
     assert all(format_of(name).name == name for name in FLOATS)
     assert format_of("mxfp4").element is E2M1
+
+
+@everything
+def test_narrow_scales_are_those_of_the_format_rounded(format):
+    weight = gauss(16, 64)
+    free = not format.scale_bits
+    wide, narrow = (rounded(weight, format, 32, fit) for fit in (None, narrowed(format.fit, torch.bfloat16)))
+    assert torch.equal(narrow.scale, wide.scale.bfloat16() if free else wide.scale)
+    assert wide.bits_per_weight - narrow.bits_per_weight == pytest.approx(16 / 32 if free else 0)
+    # An end of the grid may be cut by what the scale lost, 2^-8 of it; all else is as near as before.
+    assert (narrow.values() - weight).abs().max() <= (wide.values() - weight).abs().max() * (1 + 2**-6) + 2**-8 * 4
+    zeros = rounded(torch.zeros(2, 64), format, 32, narrowed(format.fit, torch.bfloat16))
+    assert not zeros.values().any()

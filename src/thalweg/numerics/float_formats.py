@@ -57,10 +57,10 @@ class Scaling(Protocol):
 
 @dataclass(frozen=True)
 class AnyScale:
-    """A float32 scale that puts the largest weight on the largest element."""
+    """A scale of any float type that puts the largest weight on the largest element."""
 
     block: int = 0
-    bits: int = 32
+    bits: int = 0
 
     def tensor_scale(self, weight: Tensor, element: Minifloat) -> Tensor | None:
         return None

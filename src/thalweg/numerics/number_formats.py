@@ -55,8 +55,8 @@ class Format:
 
     @property
     def scale_bits(self) -> int:
-        """Of a stored scale."""
-        return 32
+        """Of a stored scale, where the format says so; 0 where a scale may be of any float type."""
+        return 0
 
     def tensor_scale(self, weight: Tensor) -> Tensor | None:
         """The scale [] of a whole weight, that the scales of its blocks are multiplied by; None without one."""
@@ -129,7 +129,7 @@ class Quantized:
     Attributes:
         format: of the elements.
         elements: [out, in].
-        scale: [out, groups].
+        scale: [out, groups], of the type that it is stored in where the format leaves it open.
         zero: [out, groups], or None for symmetric formats.
         group_of: int64 [in], the group of every column.
         tensor_scale: [], or None for formats without one.
@@ -153,7 +153,8 @@ class Quantized:
         zeros = 0 if self.zero is None else self.zero.numel() * self.format.bits
         tensor = 0 if self.tensor_scale is None else 32
         count = self.elements.numel()
-        return (count * self.format.bits + self.scale.numel() * self.format.scale_bits + zeros + tensor) / count
+        scales = self.scale.numel() * (self.format.scale_bits or 8 * self.scale.element_size())
+        return (count * self.format.bits + scales + zeros + tensor) / count
 
     def values(self) -> Tensor:
         """The weight [out, in]."""
@@ -164,6 +165,21 @@ class Quantized:
         """The same with the value 0 where a mask [out, in] says so."""
         zeros = torch.zeros_like(self.elements) if self.zero is None else self.zero[:, self.group_of]
         return replace(self, elements=torch.where(where, zeros, self.elements))
+
+
+def narrowed(fit: Fit, dtype: torch.dtype) -> Fit:
+    """A rule whose scales are of a type, if it is narrower than theirs and the format leaves it open.
+
+    Files hold scales in the type of their model. Weights that are rounded with such scales are what is read back.
+    """
+
+    def narrow(weights: Tensor, tensor_scale: Tensor | None) -> Grid:
+        grid = fit(weights, tensor_scale)
+        if grid.format.scale_bits or dtype.itemsize >= grid.scale.element_size():
+            return grid
+        return replace(grid, scale=positive(grid.scale.to(dtype)))
+
+    return narrow
 
 
 def rounded(weight: Tensor, format: Format, group: int, fit: Fit | None = None) -> Quantized:

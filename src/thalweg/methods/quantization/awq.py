@@ -46,7 +46,7 @@ from thalweg.models.input_statistics import AbsoluteMean, Hessian
 from thalweg.models.linears import Linear
 from thalweg.models.walker import Block
 from thalweg.numerics.float_formats import format_of
-from thalweg.numerics.number_formats import Format, rounded
+from thalweg.numerics.number_formats import Format, narrowed, rounded
 
 LEAST_SCALE = 1e-4
 MOST_CLIPPED = 0.5
@@ -156,7 +156,7 @@ class AWQ(BlockStep):
             kept = float(torch.where(largest > 0, ranges / largest, torch.ones_like(ranges)).mean())
             weight = weight.clamp(-limit, limit)
         # Zero is on the grid: what was pruned stays zero.
-        linear.quantize(rounded(weight, self.format, group))
+        linear.quantize(rounded(weight, self.format, group, narrowed(self.format.fit, linear.weight.dtype)))
         return kept
 
 

@@ -169,11 +169,12 @@ class Columns:
 
     def _quantize(self, linear: Linear, inputs: Hessian, where: str) -> dict[str, Any]:
         weight, keep = roundable(linear, where)
+        grids = self.grids.stored_in(linear.weight.dtype)
         if not inputs.tokens:
-            quantized, notes = self.grids.nearest(weight, keep)
+            quantized, notes = grids.nearest(weight, keep)
             return settle(linear, quantized, [*notes, "no calibration input reached it: rounded to nearest"])
         hessian = inputs.value
-        group, notes = self.grids.group_for(weight.shape[1])
+        group, notes = grids.group_for(weight.shape[1])
         order = hessian.diagonal().argsort(descending=True, stable=True) if self.act_order else None
         try:
             # In double precision, since little damping can leave H close to singular.
@@ -189,7 +190,7 @@ class Columns:
             notes.append(f"the Hessian is singular: damping raised from {self.damping:g} to {damping:g}")
         if bool(dead.any()):
             notes.append(f"{int(dead.sum())} inputs were always zero: their weights are rounded to nearest")
-        quantized = quantized_by_columns(weight, upper.float(), self.grids, group, keep, order, self.beta)
+        quantized = quantized_by_columns(weight, upper.float(), grids, group, keep, order, self.beta)
         return settle(linear, quantized, notes) | {
             "output_error": _output_error(quantized.values() - weight, weight, hessian),
             "damping": damping,

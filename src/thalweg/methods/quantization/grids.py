@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from thalweg import catalog
 from thalweg.errors import ModelError, RecipeError
 from thalweg.models.linears import Linear
 from thalweg.numerics.float_formats import format_of
-from thalweg.numerics.number_formats import Fit, Format, Quantized, rounded
+from thalweg.numerics.number_formats import Fit, Format, Quantized, narrowed, rounded
 from thalweg.numerics.range_search import searched
 
 
@@ -36,6 +36,10 @@ class Grids:
         if self.format.block or not self.group or inputs % self.group == 0:
             return self.format.block or self.group or inputs, []
         return inputs, [f"{inputs} inputs are no multiple of the group of {self.group}: one scale for a whole row"]
+
+    def stored_in(self, dtype: torch.dtype) -> Grids:
+        """With scales of the type that a model's files hold them in."""
+        return replace(self, fit=narrowed(self.fit, dtype))
 
     def nearest(self, weight: Tensor, keep: Tensor | None) -> tuple[Quantized, list[str]]:
         """A weight [out, in] rounded to nearest, 0 where it is not kept, and what there is to say about it."""

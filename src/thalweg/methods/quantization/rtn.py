@@ -46,5 +46,5 @@ class RTN(BlockStep):
         found = {}
         for name, linear in block.linears.items():
             weight, keep = roundable(linear, f"rtn, {block.name}")
-            found[name] = settle(linear, *self._grids.nearest(weight, keep))
+            found[name] = settle(linear, *self._grids.stored_in(linear.weight.dtype).nearest(weight, keep))
         return {"name": block.name, "linears": found}
