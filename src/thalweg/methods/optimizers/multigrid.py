@@ -19,12 +19,11 @@ d with V words: the last term falls with T. With T near d or below there is litt
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
 
-from thalweg.errors import RecipeError
+from thalweg import catalog
 from thalweg.models.ladder import flops_per_token
 
 LONG, SHORT = (8, 4, 2, 1), (4, 2, 1)
@@ -70,14 +69,8 @@ class Multigrid:
     def __init__(
         self, long: bool = True, short: bool = True, cycles: int = 1, final: float = 0.25, lr_exponent: float = 0.0
     ) -> None:
-        checks = {
-            f"cycles = {cycles}": cycles >= 1,
-            f"final = {final}": 0.0 <= final < 1.0,
-            f"lr_exponent = {lr_exponent}": 0.0 <= lr_exponent < math.inf,
-        }
-        for said, good in checks.items():
-            if not good:
-                raise RecipeError(f"{said} is out of range", where="multigrid", fix="See its options' bounds.")
+        options = {"long": long, "short": short, "cycles": cycles, "final": final, "lr_exponent": lr_exponent}
+        catalog.lookup("multigrid").check(options, where="multigrid")
         self.long, self.short, self.cycles, self.final, self.lr_exponent = long, short, cycles, final, lr_exponent
         self._pieces, self._rows = 1, 1
         self._flops: dict[int, float] = {}

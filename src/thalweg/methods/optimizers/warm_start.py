@@ -18,13 +18,13 @@ in the fresh model.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import nn
 
-from thalweg.errors import ModelError, RecipeError
+from thalweg import catalog
+from thalweg.errors import ModelError
 from thalweg.methods.optimizers.base import working_dtype
 from thalweg.methods.optimizers.sharding import local, scattered
 
@@ -95,9 +95,8 @@ class WarmStart:
     """
 
     def __init__(self, shrink: float = 0.4, perturb: float = 0.1, gains_to_one: bool = True) -> None:
-        for name, value in (("shrink", shrink), ("perturb", perturb)):
-            if not (math.isfinite(value) and value >= 0.0):
-                raise RecipeError(f"{name} = {value} is not a number at or above 0", where="warm_start")
+        options = {"shrink": shrink, "perturb": perturb, "gains_to_one": gains_to_one}
+        catalog.lookup("warm_start").check(options, where="warm_start")
         self.shrink, self.perturb, self.gains_to_one = shrink, perturb, gains_to_one
 
     def setup(self, trainer: Any) -> None:
