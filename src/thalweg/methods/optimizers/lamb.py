@@ -22,6 +22,7 @@ from torch.optim.optimizer import ParamsT
 
 from thalweg.methods.optimizers.adamw_update import adamw_update
 from thalweg.methods.optimizers.base import Base, Group
+from thalweg.methods.optimizers.in_cache import batches_of_whole
 from thalweg.methods.optimizers.trust_ratio import norms, ratios
 
 
@@ -57,8 +58,8 @@ class LAMB(Base):
     def update(self, group: Group, parameters: list[Tensor]) -> None:
         """Layers with their ratios, vectors as Adam."""
         layers = [parameter for parameter in parameters if parameter.ndim >= 2]
-        if layers:
-            self._layer_step(group, layers)
+        for some in batches_of_whole(layers):
+            self._layer_step(group, some)
         vectors = [parameter for parameter in parameters if parameter.ndim < 2]
         adamw_update(self, {**group, "weight_decay": 0.0}, vectors)
 

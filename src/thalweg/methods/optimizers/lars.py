@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from thalweg.methods.optimizers.base import Base, Group
+from thalweg.methods.optimizers.in_cache import pieces
 from thalweg.methods.optimizers.trust_ratio import norms, ratios
 
 
@@ -78,11 +79,13 @@ class LARS(Base):
         sizes, slopes = norms(weights, layers), norms(gradients, layers)
         # The decay must not make a denominator where there is no gradient.
         local = ratios(group["trust"] * sizes, slopes + decay * sizes * (slopes > 0)).unbind()
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_addcmul_(buffers, gradients, local)
-        if decay:
-            torch._foreach_addcmul_(buffers, weights, local, value=decay)
-        torch._foreach_add_(weights, buffers, alpha=-group["lr"])
+        for places, (moved, slope, buffer) in pieces(weights, gradients, buffers):
+            rates = [local[place] for place in places]
+            torch._foreach_mul_(buffer, group["momentum"])
+            torch._foreach_addcmul_(buffer, slope, rates)
+            if decay:
+                torch._foreach_addcmul_(buffer, moved, rates, value=decay)
+            torch._foreach_add_(moved, buffer, alpha=-group["lr"])
 
     def _momentum_step(self, group: Group, layers: list[Tensor]) -> None:
         weights, buffers = self.weights(layers), self.buffers(layers, "momentum_buffer")

@@ -34,6 +34,7 @@ from torch.optim.optimizer import ParamsT
 
 from thalweg.methods.optimizers.base import Base, Group, working_dtype
 from thalweg.methods.optimizers.diagonal_curvature import IGNORED, SampledCrossEntropy, draws, probe
+from thalweg.methods.optimizers.in_cache import pieces
 from thalweg.methods.optimizers.sharding import local
 from thalweg.numerics.curvature import finite_difference_product, hessian_vector_product, norm
 
@@ -87,19 +88,9 @@ class Sophia(Base):
         if not parameters:
             return
         self._count(group)
-        weights, gradients = self.weights(parameters), self.grads(parameters)
         momenta, curvatures = self.buffers(parameters, "momentum_buffer"), self.buffers(parameters, "hessian")
-        torch._foreach_lerp_(momenta, gradients, 1.0 - group["betas"][0])
-        # gamma times the clipped step, which saves a pass: clip(m / max(h, eps / gamma), gamma).
-        gamma = group["gamma"]
-        steps = list(torch._foreach_clamp_min(curvatures, group["eps"] / gamma))
-        torch._foreach_reciprocal_(steps)
-        torch._foreach_mul_(steps, momenta)
-        torch._foreach_clamp_min_(steps, -gamma)
-        torch._foreach_clamp_max_(steps, gamma)
-        if group["weight_decay"]:
-            torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, steps, alpha=-group["lr"] / gamma)
+        for _, some in pieces(self.weights(parameters), self.grads(parameters), momenta, curvatures):
+            _clipped_step(group, *some)
 
     # -- the estimate, in loops of one's own -----------------------------------------------------------------------
 
@@ -225,3 +216,19 @@ class Sophia(Base):
         distance = DISTANCE[trainer.plan["precision"]] * float(norm(parameters))
         product = finite_difference_product(again, parameters, vector, here=slopes, distance=distance)
         self._take_product(parameters, vector, product)
+
+
+def _clipped_step(
+    group: Group, weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], curvatures: list[Tensor]
+) -> None:
+    torch._foreach_lerp_(momenta, gradients, 1.0 - group["betas"][0])
+    # gamma times the clipped step, which saves a pass: clip(m / max(h, eps / gamma), gamma).
+    gamma = group["gamma"]
+    steps = list(torch._foreach_clamp_min(curvatures, group["eps"] / gamma))
+    torch._foreach_reciprocal_(steps)
+    torch._foreach_mul_(steps, momenta)
+    torch._foreach_clamp_min_(steps, -gamma)
+    torch._foreach_clamp_max_(steps, gamma)
+    if group["weight_decay"]:
+        torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
+    torch._foreach_add_(weights, steps, alpha=-group["lr"] / gamma)
