@@ -10,6 +10,8 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +19,28 @@ import numpy as np
 import torch
 
 
-def ours(model: Any, windows: torch.Tensor, steps: str) -> None:
+def ours(model: Any, windows: torch.Tensor, steps: str) -> Callable[[], None]:
+    """What is timed, with everything imported."""
     from thalweg.arms import parse_steps
 
-    for choice in parse_steps(steps):
-        choice.build().compress(model, windows)
+    built = [choice.build() for choice in parse_steps(steps)]
+
+    def work() -> None:
+        for step in built:
+            step.compress(model, windows)
+
+    return work
 
 
-def llmcompressor(model: Any, windows: torch.Tensor, steps: str) -> None:
+def llmcompressor(model: Any, windows: torch.Tensor, steps: str) -> Callable[[], Any]:
     """The same step by llm-compressor 0.14: same numbers of bits, groups, symmetry, damping and block size."""
     from datasets import Dataset
     from llmcompressor import oneshot
 
     rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in windows.tolist()]
     pipeline = "datafree" if steps.startswith("rtn") else "sequential"
-    oneshot(
+    return partial(
+        oneshot,
         model=model,
         dataset=Dataset.from_list(rows),
         recipe=recipe(steps),
@@ -101,14 +110,13 @@ def main() -> None:
     if who == "gptqmodel":
         loaded = gptqmodel(folder, steps)
         rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in calibration.tolist()]
+        work = partial(loaded.quantize, rows, batch_size=8)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        work = {"thalweg": ours, "llmcompressor": llmcompressor}[who](model, calibration, steps)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began, worked = time.perf_counter(), time.process_time()
-    if who == "gptqmodel":
-        loaded.quantize(rows, batch_size=8)
-    else:
-        {"thalweg": ours, "llmcompressor": llmcompressor}[who](model, calibration, steps)
+    work()
     told = {
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - worked,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,15 @@ WORKER = Path(__file__).resolve().with_name("_compress_worker.py")
 
 def compressed(python: str, who: str, arguments: list[str], out: Path) -> dict[str, Any]:
     """One compression in a process of its own, in a folder of its own, since peers write logs; what it told."""
-    command = [python, str(WORKER), who, *arguments[:3], str(out), arguments[3]]
+    # Looked up from here; links are not followed, which would lead out of a virtual environment.
+    command = [
+        str(Path(shutil.which(python) or python).absolute()),
+        str(WORKER),
+        who,
+        *arguments[:3],
+        str(out),
+        arguments[3],
+    ]
     subprocess.run(command, check=True, capture_output=True, cwd=out.parent)
     return json.loads(out.with_suffix(".json").read_text())
 
@@ -51,10 +60,9 @@ def measured(folder: Path, weights: Path, split: Any, context: int, tokens: int)
     from thalweg.models.folder import load
 
     model, _ = load(folder)
-    own = dict(model.named_parameters())
-    for name, value in load_file(weights).items():
-        if name in own:
-            own[name].data.copy_(value)
+    found = load_file(weights)
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(found[name])
     return evaluate(model.eval(), split, context=context, batch_size=16, max_tokens=tokens)
 
 

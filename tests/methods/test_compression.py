@@ -263,16 +263,17 @@ def test_exceptions_are_of_methods_with_a_reason():
 
 
 @pytest.mark.parametrize("name", [n for n in COMPRESSIONS if catalog.lookup(n).family == "quantization"])
-def test_a_half_precision_model_comes_back_as_it_was_left(name, model_of, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_model_comes_back_as_it_was_left(name, dtype, model_of, tmp_path):
     """Scales are of the type that files hold them in, so that nothing is rounded on the way to them."""
     pytest.importorskip("compressed_tensors", reason="needs the extra compress")
-    model = model_of("llama").to(torch.bfloat16)
+    model = model_of("llama").to(dtype)
     # The library cannot unpack the zero points of as few rows as these.
     method(name, symmetric=True).compress(model, CALIBRATION)
-    assert {one.fixed.quantized.scale.dtype for one in block_linears(model).values()} == {torch.bfloat16}
+    assert {one.fixed.quantized.scale.dtype for one in block_linears(model).values()} == {dtype}
     told = save_compressed(model, None, tmp_path / "out")
     assert (told["layout"], told["largest_change"]) == ("compressed-tensors", 0)
-    other = load(tmp_path / "out", torch.bfloat16)[0]
+    other = load(tmp_path / "out", dtype)[0]
     assert all(
         torch.equal(linear.weight, block_linears(other)[name].weight) for name, linear in block_linears(model).items()
     )

@@ -28,8 +28,11 @@ class BlockStep(ABC):
 
     @property
     def by_blocks(self) -> bool:
-        """Whether `compress` is `compress_block` of one block after the other, with what is put in: no block's result
-        depends on those behind it."""
+        """Whether `compress` does no more than `compress_block`, block after block.
+
+        Then a session goes through the blocks by itself, and writes each that is done; a step that overrides `compress`
+        must say no here.
+        """
         return True
 
     @abstractmethod

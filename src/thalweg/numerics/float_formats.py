@@ -1,6 +1,7 @@
 """Formats for weights whose elements are small floating-point numbers, and all formats by name.
 
-    fp8, fp6, fp4      value = element * scale, scale = max|x| / largest element of a row or group, float32
+    fp8, fp6, fp4      value = element * scale, scale = max|x| / largest element of a row or group, in float32 (fp8:
+                       or a model's half precision)
     mxfp8, 6, 4        OCP microscaling: blocks of 32 inputs, scale 2^k stored as E8M0 (8 bits of exponent),
                        k = floor(log2 max|x|) - top exponent of the element. A largest value whose mantissa exceeds that
                        of the largest element is cut: in mxfp4, all of (1.5, 2) 2^n becomes 1.5 2^n.
@@ -57,10 +58,10 @@ class Scaling(Protocol):
 
 @dataclass(frozen=True)
 class AnyScale:
-    """A scale of any float type that puts the largest weight on the largest element."""
+    """A scale that puts the largest weight on the largest element; of `bits` bits, or 0 for any float type."""
 
     block: int = 0
-    bits: int = 0
+    bits: int = 32
 
     def tensor_scale(self, weight: Tensor, element: Minifloat) -> Tensor | None:
         return None
@@ -150,7 +151,7 @@ class FloatFormat(Format):
 
 _MX = {"mxfp8": E4M3, "mxfp8_e5m2": E5M2, "mxfp6": E2M3, "mxfp6_e3m2": E3M2, "mxfp4": E2M1}
 _RULES: dict[str, tuple[Minifloat, Scaling]] = {
-    "fp8": (E4M3, AnyScale()),
+    "fp8": (E4M3, AnyScale(bits=0)),  # the only one with a layout on disk, where scales have the model's type
     "fp8_e5m2": (E5M2, AnyScale()),
     "fp6": (E2M3, AnyScale()),
     "fp6_e3m2": (E3M2, AnyScale()),

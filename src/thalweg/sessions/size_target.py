@@ -22,7 +22,7 @@ from torch import Tensor
 from thalweg import catalog
 from thalweg.arms import Choice
 from thalweg.budget import parse_bytes
-from thalweg.errors import BudgetError
+from thalweg.errors import BudgetError, ModelError
 from thalweg.models.compressed_tensors import stored_bytes
 from thalweg.models.depth import remove_blocks
 from thalweg.models.walker import named_blocks
@@ -83,7 +83,10 @@ def fitted(choices: list[Choice], target: Target, model: Any, source: Path, cali
     limit = target.bytes if target.bytes is not None else target.share * original  # type: ignore[operator]
     smallest = math.inf
     for candidate in _candidates(choices or [Choice(name=DEFAULT)], model):
-        size = _predicted(candidate, model)
+        try:
+            size = _predicted(candidate, model)
+        except ModelError:  # more blocks than there are
+            continue
         if size <= limit:
             return candidate
         smallest = min(smallest, size)

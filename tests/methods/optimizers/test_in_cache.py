@@ -66,6 +66,9 @@ def test_pieces_change_no_number(name, monkeypatch):
         generator = torch.Generator().manual_seed(0)
         parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
         optimizer = catalog.resolve(name)(parameters, lr=0.1, weight_decay=0.1)
+        if name == "sophia":
+            for curvature in optimizer.buffers(parameters, "hessian"):
+                curvature.uniform_(0.0, 40.0, generator=generator)
         for _ in range(3):
             for parameter in parameters:
                 parameter.grad = torch.randn(parameter.shape, generator=generator)

@@ -1,7 +1,7 @@
 """Norms of whole tensors and the ratios that layer-wise optimizers (LARS, LAMB) scale a tensor's step by.
 
 A "layer" is one parameter tensor with at least two dimensions, fused projections and stacks of experts included. Under
-FSDP2 the squares of the shards are summed over the ranks, all tensors of a layout in one message.
+FSDP2 the squares of the shards are summed over the ranks, those of all tensors of a layout in a call in one message.
 """
 
 from __future__ import annotations
