@@ -197,6 +197,8 @@ def test_a_target_that_cannot_be_met_says_how_far_one_gets(run, tmp_path):
         compress(run, "", tmp_path / "small", target="0.01x", **SHORT)
     with pytest.raises(BudgetError, match="cannot bring"):
         compress(run, "magnitude:sparsity=0.9", tmp_path / "small", target="0.5x", **SHORT)
+    with pytest.raises(BudgetError, match="cannot bring"):  # no count of the second step leaves a block
+        compress(run, "llm_drop:what=block,count=1+llm_drop:what=block", tmp_path / "small", target="0.01x", **SHORT)
     assert not (tmp_path / "small.partial").exists()
 
 
