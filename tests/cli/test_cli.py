@@ -253,6 +253,25 @@ def test_an_interrupted_compression_goes_on(run, tmp_path):
     assert (tmp_path / "small.partial" / "step-1" / "model.safetensors").is_file()
 
 
+def test_an_interruption_that_was_dealt_with_does_not_end_the_process_by_the_signal(tmp_path):
+    """CPython does so where it came amid the `exec` of a text, such as the making of a dataclass."""
+    (tmp_path / "probe.py").write_text("""
+import sys
+from thalweg import cli
+from thalweg.cli import app
+
+def interrupted():
+    try:
+        exec("raise KeyboardInterrupt")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+app.app = interrupted
+cli.main()
+""")
+    assert subprocess.run([sys.executable, "-m", "probe"], cwd=tmp_path, check=False).returncode == 130
+
+
 def test_an_interruption_that_was_swallowed_is_raised_again():
     from thalweg.cli.compress import _interruptible, _progress
 

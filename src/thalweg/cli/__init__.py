@@ -37,3 +37,7 @@ def main() -> None:
         # The reader (`| head`) has gone; there is nobody left to tell.
         sys.stderr.close()
         sys.exit(128 + signal.SIGPIPE)
+    finally:
+        # CPython remembers a Ctrl-C that broke into `exec` of a text (a dataclass is made like that), and would end the
+        # process by the signal though the interruption was dealt with. The next `exec` makes it forget.
+        exec("")
