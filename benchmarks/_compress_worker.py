@@ -98,7 +98,8 @@ def gptqmodel(folder: str, step: str) -> Any:
     if name == "awq":
         return GPTQModel.load(folder, QuantizeConfig(method="awq", format="gemm", sym=False, **same))
     own = {"desc_act": True, "act_group_aware": False, "damp_percent": 0.01, "true_sequential": False}
-    return GPTQModel.load(folder, QuantizeConfig(sym=True, **own, **same))
+    # Of version 1 the zero points are one less than they compute with, until the file is read again.
+    return GPTQModel.load(folder, QuantizeConfig(format="gptq_v2", sym=True, **own, **same))
 
 
 def main() -> None:

@@ -68,18 +68,21 @@ def quantized_by_columns(
     latent, elements = original.clone(), torch.empty_like(original)
     found = {} if order is None else _before(weight, grids, group)
     tensor_scale = grids.format.tensor_scale(weight)
+    groups, diagonal = (places // group).tolist(), upper.diagonal().unbind()
     for start, stop in _spans(count, group, span):
         errors = torch.empty_like(latent[start:stop])
         for i in range(start, stop):
-            place = int(places[i]) // group
-            drift = beta * (latent[i] - original[i])
-            latent[i] -= drift
+            place, column = groups[i], latent[i]
+            if beta:
+                column -= beta * (column - original[i])
             if place not in found:
                 found[place] = _fitted(grids, latent[i : i + group], kept, i, tensor_scale)
-            elements[i] = found[place].elements(latent[i])
+            elements[i] = found[place].elements(column)
             value = found[place].values(elements[i])
-            value = value if kept is None else value * kept[i]
-            errors[i - start] = (latent[i] - value - beta * (latent[i] - original[i])) / upper[i, i]
+            missed = column - (value if kept is None else value * kept[i])
+            if beta:
+                missed -= beta * (column - original[i])
+            torch.div(missed, diagonal[i], out=errors[i - start])
             latent[i:stop].addr_(upper[i, i:stop], errors[i - start], alpha=-1.0)
         latent[stop:].addmm_(upper[start:stop, stop:].mT, errors, alpha=-1.0)
     back = torch.empty_like(places)
