@@ -150,12 +150,14 @@ def plain(model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
+@torch.no_grad()
 def unpacked(model: Any) -> dict[str, torch.Tensor]:
     """Weights of gptqmodel's packed layers as they compute, and all others."""
     found = dict(model.named_parameters())
     for name, module in model.named_modules():
         if hasattr(module, "qweight"):
-            found[f"{name}.weight"] = module.dequantize_weight().T.float()
+            # What the layer makes of the unit vectors: its weights, whatever its packing.
+            found[f"{name}.weight"] = module(torch.eye(module.in_features)).T.float()
     return found
 
 

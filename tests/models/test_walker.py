@@ -221,13 +221,28 @@ def test_errors_are_of_the_inputs_that_now_reach_the_layer(causal_model):
     assert first.errors["mlp.down_proj"] == pytest.approx(float(lost / whole), rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_batches_after_the_first_end_with_the_last_observed(causal_model, name, monkeypatch):
+    monkeypatch.setattr("thalweg.models.block_inputs.BATCH_TOKENS", tokens().shape[1])
+    for block in walk(causal_model(name), tokens()):
+        order = [inner for group in block.groups() for inner in group]
+        for wanted in (order, order[:1], []):
+            ended: list[int] = []
+            hook = block.module.register_forward_hook(lambda *_, ended=ended: ended.append(1))
+            moments = {inner: SecondMoment() for inner in wanted}
+            block.observe(moments)
+            hook.remove()
+            assert [moment.tokens for moment in moments.values()] == [tokens().numel()] * len(wanted)
+            assert len(ended) == (1 if wanted else len(tokens()))
+
+
 def test_errors_of_many_tokens_are_those_of_some_at_even_distances():
     generator = torch.Generator().manual_seed(0)
     inputs, before = torch.randn(2000, 6, generator=generator), torch.randn(4, 6, generator=generator)
     after = before * torch.tensor([1.0, 0.9, 1.0, 0.0])[:, None]
     found = OutputError(before, after)
     found.see(inputs)
-    some = inputs[::7]  # 2000 // 256
+    some = inputs[::15]  # 2000 // 128
     lost, whole = ((some @ weight.T).square().sum() for weight in (after - before, before))
     assert (found.lost, found.whole) == (pytest.approx(float(lost)), pytest.approx(float(whole)))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from thalweg.errors import ModelError
 from thalweg.models.head import evaluation_mode
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 
 
 class Hidden:

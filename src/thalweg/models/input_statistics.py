@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-OUTPUTS_SEEN = 256  # tokens of each batch
+OUTPUTS_SEEN = 128  # tokens of each batch
 
 
 class Observer(Protocol):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -29,6 +29,10 @@ from thalweg.models.blocks import decoder_blocks
 from thalweg.models.head import evaluation_mode
 from thalweg.models.input_statistics import Observer, OutputError
 from thalweg.models.linears import Linear, linears_of
+
+
+class _Passed(Exception):
+    """The last linear that is observed has been called: the block need not be run any further."""
 
 
 class Block:
@@ -89,10 +93,24 @@ class Block:
         return found[0] if isinstance(found, tuple) else found
 
     def observe(self, observers: Mapping[str, Observer]) -> None:
-        """Put the calibration through the block once, and hand each linear's inputs [tokens, in] to its observer."""
-        with torch.no_grad(), evaluation_mode(self.module), self._seen_by(observers):
+        """Put the calibration through the block once, and hand each linear's inputs [tokens, in] to its observer.
+
+        Where the first batch has called each of them once, later ones go no further than the last of them.
+        """
+        calls: list[str] = []
+        last: str | None = None
+
+        def told(name: str) -> None:
+            calls.append(name)
+            if name == last:
+                raise _Passed
+
+        with torch.no_grad(), evaluation_mode(self.module), self._seen_by(observers, told):
             for hidden in self.batches():
-                self.run(hidden)
+                with suppress(_Passed):
+                    self.run(hidden)
+                if last is None and calls and sorted(calls) == sorted(observers):
+                    last = calls[-1]
 
     def groups(self) -> list[list[str]]:
         """Names of linears in the order in which they are called, those that are given the same input together."""
@@ -136,14 +154,16 @@ class Block:
         self._before = {}
 
     @contextmanager
-    def _seen_by(self, observers: Mapping[str, Observer]) -> Iterator[None]:
-        def hook_of(observer: Observer) -> Callable[..., None]:
+    def _seen_by(self, observers: Mapping[str, Observer], told: Callable[[str], None] | None = None) -> Iterator[None]:
+        def hook_of(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, arguments: tuple) -> None:
-                observer.see(arguments[0].detach().reshape(-1, arguments[0].shape[-1]).float())
+                observers[name].see(arguments[0].detach().reshape(-1, arguments[0].shape[-1]).float())
+                if told is not None:
+                    told(name)
 
             return hook
 
-        hooks = [self.linears[name].module.register_forward_pre_hook(hook_of(one)) for name, one in observers.items()]
+        hooks = [self.linears[name].module.register_forward_pre_hook(hook_of(name)) for name in observers]
         try:
             yield
         finally:
