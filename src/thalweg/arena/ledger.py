@@ -121,6 +121,9 @@ def _checked(card: Card) -> dict[str, Any]:
     }
 
 
+# -- what a measurement was made with -----------------------------------------------------------------------------
+
+
 def hashes(card: Card) -> dict[str, str]:
     """SHA-256 of what a claim's outcome depends on: of the cards, of the code, and of "both"."""
     from thalweg.arena.sources import function_files, hash_of, method_files
