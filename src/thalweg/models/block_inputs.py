@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from thalweg.errors import ModelError
 from thalweg.models.head import evaluation_mode
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024
 
 
 class Hidden:
@@ -42,21 +43,14 @@ class Hidden:
 
 
 class _Reached(Exception):
-    """The first block was reached: the model need not be run any further."""
+    """The block that matters was reached: the model need not be run any further."""
 
 
 def in_front(
     model: nn.Module, blocks: list[nn.Module], calibration: Tensor, folder: Path
 ) -> tuple[Hidden, list[dict[str, Any]]]:
     """The hidden states in front of the first block, and what each block is passed besides (of one window)."""
-    named: list[dict[str, Any]] = [{} for _ in blocks]
     found: list[Tensor] = []
-
-    def record(index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
-            named[index] = _beside_hidden(module, arguments, keywords)
-
-        return hook
 
     def stop(module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
         found.append(arguments[0] if arguments else keywords["hidden_states"])
@@ -64,14 +58,7 @@ def in_front(
 
     device = next(model.parameters()).device
     with torch.no_grad(), evaluation_mode(model):
-        hooks = [block.register_forward_pre_hook(record(i), with_kwargs=True) for i, block in enumerate(blocks)]
-        try:
-            model(input_ids=calibration[:2].to(device), use_cache=False)
-            of_two = list(named)
-            model(input_ids=calibration[:1].to(device), use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        named, of_two = (_besides(model, blocks, calibration[:windows].to(device)) for windows in (1, 2))
         if len(calibration) > 1 and not all(map(_for_any_window, named, of_two)):
             raise ModelError(
                 f"{type(model).__name__} passes its blocks something of its own for every window.",
@@ -94,6 +81,25 @@ def in_front(
             hook.remove()
     assert hidden is not None
     return hidden, named
+
+
+def _besides(model: nn.Module, blocks: list[nn.Module], tokens: Tensor) -> list[dict[str, Any]]:
+    """What each block is passed beside the hidden states."""
+    named: list[dict[str, Any]] = []
+
+    def record(module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
+        named.append(_beside_hidden(module, arguments, keywords))
+        if module is blocks[-1]:
+            raise _Reached
+
+    hooks = [block.register_forward_pre_hook(record, with_kwargs=True) for block in blocks]
+    try:
+        with suppress(_Reached):
+            model(input_ids=tokens, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return named
 
 
 def _pieces(calibration: Tensor) -> Iterator[tuple[int, Tensor]]:

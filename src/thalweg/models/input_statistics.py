@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-OUTPUTS_SEEN = 128  # tokens of each batch
+OUTPUTS_SEEN = 64  # tokens of each batch
+STRIP = 128  # columns of a matrix of second moments that are added to at once
 
 
 class Observer(Protocol):
@@ -60,15 +61,24 @@ class Hessian(Mean):
     def add(self, total: Tensor | None, inputs: Tensor) -> Tensor:
         if total is None:
             total = inputs.new_zeros(inputs.shape[1], inputs.shape[1])
-        return total.addmm_(inputs.mT, inputs)
+        # What lies left of a strip's diagonal block is known from the strips above: nearly half of the products.
+        for start in range(0, len(total), STRIP):
+            stop = start + STRIP
+            total[start:stop, start:].addmm_(inputs[:, start:stop].mT, inputs[:, start:])
+        return total
+
+    @property
+    def value(self) -> Tensor:
+        upper = super().value.triu()
+        return upper + upper.triu(1).mT
 
 
 @dataclass
 class OutputError:
     """|x W'^T - x W^T|^2 over |x W^T|^2, summed over tokens.
 
-    Of many tokens at once, some hundreds at even distances are looked at: it is a report, and two products of matrices
-    for every token would cost as much as the walk itself.
+    Of many tokens at once, some 64 at even distances are looked at: it is a report, and two products of matrices for
+    every token would cost as much as the walk itself.
     """
 
     before: Tensor

@@ -45,7 +45,8 @@ class Block:
         module: the block.
         linears: its linear layers by name, within the block.
         errors: once the walk has gone on, of each linear whose weights have changed: the squared error of its outputs
-            on calibration inputs that now reach it (some hundreds of each batch), over their squared length.
+            on calibration inputs that now reach it, over their squared length. Of some tokens of each batch
+            (`OutputError`); in the last block, whose outputs no other is waiting for, of the first batch.
     """
 
     def __init__(
@@ -106,10 +107,10 @@ class Block:
                 raise _Passed
 
         with torch.no_grad(), evaluation_mode(self.module), self._seen_by(observers, told):
-            for hidden in self.batches():
+            for number, hidden in enumerate(self.batches()):
                 with suppress(_Passed):
                     self.run(hidden)
-                if last is None and calls and sorted(calls) == sorted(observers):
+                if number == 0 and calls and sorted(calls) == sorted(observers):
                     last = calls[-1]
 
     def groups(self) -> list[list[str]]:
@@ -147,8 +148,9 @@ class Block:
             for name, before in self._before.items()
             if not torch.equal(before, self.linears[name].weight)
         }
+        needed = len(self._hidden.states) if self.index + 1 < self.count else 1
         with torch.no_grad(), evaluation_mode(self.module), self._seen_by(observers):
-            for start in range(0, len(self._hidden.states), self._hidden.windows):
+            for start in range(0, needed, self._hidden.windows):
                 self._hidden.write(start, self.run(self._hidden.read(start)))
         self.errors = {name: one.lost / one.whole if one.whole else 0.0 for name, one in observers.items()}
         self._before = {}

@@ -7,7 +7,7 @@ import torch
 
 from thalweg.methods.quantization.columns import quantized_by_columns
 from thalweg.methods.quantization.grids import Grids, grids_of
-from thalweg.numerics.inverse_hessian import inverse_factor
+from thalweg.numerics.hessian_factor import hessian_factor
 from thalweg.numerics.number_formats import Format, Grid, rounded
 
 DEFAULTS = {"bits": 4, "group": 128, "symmetric": True, "format": "int", "search": False}
@@ -35,13 +35,15 @@ def layer(seed=0, rows=24, columns=32, tokens=400):
 
 def solved(weight, hessian, grids, order=None, damping=0.01, **options):
     ordered = hessian if order is None else hessian[order][:, order]
-    upper = inverse_factor(ordered, damping).upper
+    feedback = hessian_factor(ordered, damping).feedback
     group, _ = grids.group_for(weight.shape[1])
-    return quantized_by_columns(weight, upper, grids, group, order=order, **options)
+    return quantized_by_columns(weight, feedback, grids, group, order=order, **options)
 
 
-def textbook(weight, hessian, grid, damping=0.01, keep=None):
+def textbook(weight, hessian, grid, damping=0.01, keep=None, group=0):
     """Optimal brain surgery: the inverse of what is left of H is computed anew by elimination for every column.
+
+    With groups, `grid` is the rule that makes one for the weights of a group as they are when it is reached.
 
     Returns the weights, and half of the sum of (w - q)^2 / [H^-1]_ii.
     """
@@ -49,7 +51,9 @@ def textbook(weight, hessian, grid, damping=0.01, keep=None):
     damped = hessian + damping * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=hessian.dtype)
     inverse = torch.linalg.inv(damped)
     for i in range(weight.shape[1]):
-        value = grid.round(weight[:, i : i + 1])[:, 0]
+        if group and i % group == 0:
+            of_group = grid(weight[:, i : i + group], None)
+        value = (of_group if group else grid).round(weight[:, i : i + 1])[:, 0]
         value = value if keep is None else torch.where(keep[:, i], value, 0.0)
         error = (weight[:, i] - value) / inverse[i, i]
         loss += float((error**2 * inverse[i, i]).sum()) / 2
@@ -67,8 +71,7 @@ def test_two_columns_by_hand():
     """[.6, .6] with strongly related inputs is best rounded to [1, 0]."""
     weight = torch.tensor([[0.6, 0.6]], dtype=torch.float64)
     hessian = torch.tensor([[2.0, 1.8], [1.8, 2.0]], dtype=torch.float64)
-    upper = inverse_factor(hessian, 0.0).upper
-    assert upper.flatten().tolist() == pytest.approx([1.622214, -1.459993, 0.0, 0.707107], abs=1e-6)
+    assert hessian_factor(hessian, 0.0).feedback.tolist() == [[0.0, pytest.approx(0.9)], [0.0, 0.0]]
     found = solved(weight, hessian, whole_numbers(), damping=0.0).values()
     assert found.tolist() == [[1, 0]]
 
@@ -92,6 +95,15 @@ def test_is_the_textbook_solver(seed, symmetric):
         assert torch.allclose(found, expected, rtol=0, atol=1e-4)
         change = found - weight
         assert loss == pytest.approx(float((change @ damped * change).sum()) / 2, rel=1e-10)
+
+
+@pytest.mark.parametrize("group", [2, 8, 16])
+@pytest.mark.parametrize("span", [3, 128])
+def test_is_the_textbook_solver_with_groups(group, span):
+    weight, hessian = layer(group)
+    chosen = grids(bits=3, group=group, symmetric=False)
+    expected, _, _ = textbook(weight, hessian, chosen.fit, group=group)
+    assert torch.allclose(solved(weight, hessian, chosen, span=span).values(), expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -221,9 +233,6 @@ def test_gain_needs_inputs_that_are_related():
 def test_three_columns_by_hand_with_a_pull():
     weight = torch.tensor([[0.6, 0.7, 0.3]], dtype=torch.float64)
     hessian = torch.tensor([[2.0, 1, 0], [1, 2, 1], [0, 1, 2]], dtype=torch.float64)
-    upper = inverse_factor(hessian, 0.0).upper
-    expected = [0.8660, -0.5774, 0.2887, 0, 0.8165, -0.4082, 0, 0, 0.7071]
-    assert upper.flatten().tolist() == pytest.approx(expected, abs=1e-4)
     for beta, latents in ((0.0, [0.6, 0.433333, 0.65]), (0.2, [0.6, 0.486667, 0.618400])):
         seen = []
 

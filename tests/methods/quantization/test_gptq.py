@@ -11,7 +11,7 @@ from thalweg.methods.quantization import GPTQ, RTN
 from thalweg.models.compression import block_linears
 from thalweg.models.input_statistics import Hessian
 from thalweg.models.walker import Block, walk
-from thalweg.numerics.inverse_hessian import inverse_factor
+from thalweg.numerics.hessian_factor import hessian_factor
 
 
 def output_error(model, reference, calibration):
@@ -95,12 +95,12 @@ def test_few_tokens_and_no_damping_raise_the_damping_and_say_so(llama, calibrati
     assert block_linears(model)["model.layers.0.mlp.down_proj"].fixed.notes == layer["notes"]
 
 
-def test_inverse_factor_of_a_singular_matrix():
+def test_the_factor_of_a_singular_matrix():
     vector = torch.arange(1.0, 7.0, dtype=torch.float64)
-    found = inverse_factor(torch.outer(vector, vector), 0.0)
+    found = hessian_factor(torch.outer(vector, vector), 0.0)
     assert found.damping == pytest.approx(1e-3)
     with pytest.raises(ValueError, match="not finite"):
-        inverse_factor(torch.full((2, 2), torch.nan))
+        hessian_factor(torch.full((2, 2), torch.nan))
 
 
 def test_inputs_that_are_always_zero_are_rounded_to_nearest(llama, calibration):

@@ -1,10 +1,11 @@
 """Prune column by column, and let the columns to the right make up for what each has lost.
 
-With the layer's damped Hessian H = mean x x^T + d mean(diag) I [in, in], and the upper factor U of its inverse,
-H^-1 = U^T U, the optimal brain surgeon's formulas for a weight whose columns to the left are settled are
+With the layer's damped Hessian H = mean x x^T + d mean(diag) I [in, in] = (I + F) D (I + F)^T, F strictly upper
+triangular (`numerics/hessian_factor.py`), the optimal brain surgeon's formulas for weights W that were W0, and whose
+columns to the left are settled, are
 
-    score_ij = W_ij^2 / U_jj^2                      what pruning it costs (twice)
-    e = (W_ij - 0) / U_jj                           W_i,k -= e U_jk for k > j: the best answer of those to the right
+    score_ij = W_ij^2 D_j                           what pruning it costs (twice)
+    e = W0_ij - W_ij, with W_ij = 0 where pruned    W_ik += e F_jk for k > j: the best answer of those to the right
 
 The mask is chosen for 128 columns at a time, the lowest share of out x 128; with a pattern N:M for every M columns,
 from weights that the columns to the left have changed already. Costs O(in^3 + out in^2), memory in^2.
@@ -40,7 +41,7 @@ from thalweg.models.compression import BlockStep
 from thalweg.models.input_statistics import Hessian
 from thalweg.models.linears import Linear
 from thalweg.models.walker import Block
-from thalweg.numerics.inverse_hessian import InverseFactor, inverse_factor
+from thalweg.numerics.hessian_factor import HessianFactor, at_best, hessian_factor
 
 
 class SparseGPT(BlockStep):
@@ -93,39 +94,42 @@ class SparseGPT(BlockStep):
 
 
 def solve(
-    weight: Tensor, factor: InverseFactor, target: Target, columns: int = 128, before: Tensor | None = None
+    weight: Tensor, factor: HessianFactor, target: Target, columns: int = 128, before: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The mask [out, in] and the weights [out, in] that go with it.
 
     Args:
         weight: [out, in], in the type of the factor; not changed.
-        factor: of the layer's inverse Hessian.
+        factor: of the layer's Hessian.
         target: what to prune.
         columns: for which a mask is chosen at once; with a pattern N:M a multiple of M.
         before: bool [out, in], False where a weight was pruned already.
     """
-    weight, upper = weight.clone(), factor.upper
+    original, weight, feedback = weight, weight.clone(), factor.feedback
     rows, width = weight.shape
     keep = torch.ones_like(weight, dtype=torch.bool) if before is None else before.clone()
     for start in range(0, width, columns):
         stop = min(start + columns, width)
         block, mask = weight[:, start:stop], keep[:, start:stop]
-        diagonal, dead = upper.diagonal()[start:stop], factor.dead[start:stop]
+        cost = factor.cost[start:stop].masked_fill(factor.dead[start:stop], 0.0)
         errors = torch.empty_like(block)
         if not target.of:
-            scores = below_all((block / diagonal).square().masked_fill(dead, 0.0), mask)
+            best = at_best(original[:, start:stop], block, feedback[start:stop, start:stop])
+            scores = below_all(best.square() * cost, mask)
             # As differences, so that their sum over the blocks is exact.
             count = target.pruned(rows * stop) - target.pruned(rows * start)
             mask &= without_lowest(scores.flatten(), count).view_as(scores)
         for column in range(stop - start):
             if target.of and column % target.of == 0:
-                piece = slice(column, column + target.of)
-                scores = (block[:, piece] / diagonal[piece]).square().masked_fill(dead[piece], 0.0)
-                mask[:, piece] &= of_every(below_all(scores, mask[:, piece]), target.kept, target.of)
-            errors[:, column] = block[:, column].masked_fill(mask[:, column], 0.0) / diagonal[column]
-            block[:, column:] -= errors[:, column, None] * upper[start + column, start + column : stop]
-        weight[:, stop:] -= errors @ upper[start:stop, stop:]
-    return keep, weight * keep
+                piece, ahead = slice(column, column + target.of), slice(start + column, start + column + target.of)
+                best = at_best(original[:, ahead], block[:, piece], feedback[ahead, ahead])
+                scores = below_all(best.square() * cost[piece], mask[:, piece])
+                mask[:, piece] &= of_every(scores, target.kept, target.of)
+            block[:, column] *= mask[:, column]
+            errors[:, column] = original[:, start + column] - block[:, column]
+            block[:, column + 1 :].addr_(errors[:, column], feedback[start + column, start + column + 1 : stop])
+        weight[:, stop:].addmm_(errors, feedback[start:stop, stop:])
+    return keep, weight
 
 
 def _hessians(block: Block) -> list[tuple[list[str], Tensor | None]]:
@@ -138,9 +142,9 @@ def _hessians(block: Block) -> list[tuple[list[str], Tensor | None]]:
     return [(names, None if hessian.total is None else hessian.value) for names, hessian in found]
 
 
-def _factor(hessian: Tensor, damping: float, name: str) -> InverseFactor:
+def _factor(hessian: Tensor, damping: float, name: str) -> HessianFactor:
     try:
-        return inverse_factor(hessian, damping)
+        return hessian_factor(hessian, damping)
     except ValueError as error:
         raise ModelError(
             f"The inputs of {name} cannot be used: {error}.",

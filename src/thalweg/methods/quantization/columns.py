@@ -1,18 +1,19 @@
 """Quantization column by column: what rounding a column loses is made up for by the columns after it.
 
-For a layer y = W x with H = mean of x x^T over the calibration inputs, damped, and H^-1 = U^T U, U upper triangular
-(`numerics/inverse_hessian.py`), for i = 0 .. n - 1 on all rows at once:
+For a layer y = W x with H = mean of x x^T over the calibration inputs, damped, and H = (I + F) D (I + F)^T, F strictly
+upper triangular (`numerics/hessian_factor.py`), for i = 0 .. n - 1 on all rows at once:
 
-    w_i <- w_i - beta (w_i - w0_i)                                        w0: the weights before the first column
-    q_i = round(w_i), 0 where pruned
-    e   = (w_i - q_i - beta (w_i - w0_i)) / U_ii
-    W[:, i:] <- W[:, i:] - e U[i, i:]
+    v_i = w_i - beta (w_i - w0_i)                                         w0: the weights before the first column
+    q_i = round(v_i), 0 where pruned
+    e   = w0_i - q_i - beta (w_i + v_i - 2 w0_i)
+    W[:, i+1:] <- W[:, i+1:] + e F[i, i+1:]
 
 With beta = 0 each step is the best correction there is of the columns that are not rounded yet, for the squared error
-of the outputs on the calibration inputs. Columns are updated at once within a span of some 128, and behind it when the
-span is done. The scales of a group are those of its weights as they are when its first column is reached; with an
-order of its own (largest H_jj first), where a group's columns are not reached together, those of the weights before the
-first column. Groups are of consecutive inputs either way.
+of the outputs on the calibration inputs; the papers' recursions, on the inverse of H, are the same ones. Columns are
+updated at once within a span of some 128, and behind it when the span is done. The scales of a group are those of its
+weights where they would be best when its first column is reached; with an order of its own (largest H_jj first), where
+a group's columns are not reached together, those of the weights before the first column. Groups are of consecutive
+inputs either way.
 
 Sources: "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2022, arXiv:2210.17323)
 for beta = 0; "First-Order Error Matters: Accurate Compensation for Quantized Large Language Models" (2025,
@@ -21,9 +22,9 @@ arXiv:2507.11017).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ from thalweg.methods.quantization.grids import Grids, roundable, settle
 from thalweg.models.input_statistics import Hessian
 from thalweg.models.linears import Linear
 from thalweg.models.walker import Block
-from thalweg.numerics.inverse_hessian import inverse_factor
+from thalweg.numerics.hessian_factor import HessianFactor, at_best, hessian_factor
 from thalweg.numerics.number_formats import Grid, Quantized, rounded
 
 SPAN = 128
@@ -41,7 +42,7 @@ SPAN = 128
 
 def quantized_by_columns(
     weight: Tensor,
-    upper: Tensor,
+    feedback: Tensor,
     grids: Grids,
     group: int,
     keep: Tensor | None = None,
@@ -53,7 +54,7 @@ def quantized_by_columns(
 
     Args:
         weight: [out, in], float32 or float64; 0 where it is not kept.
-        upper: U [in, in] of H in that order, the dtype of the weight.
+        feedback: F [in, in] of H in that order, the dtype of the weight.
         grids: format and rule for scales.
         group: columns a scale.
         keep: bool [out, in], False where a weight stays 0; None keeps all.
@@ -68,23 +69,22 @@ def quantized_by_columns(
     latent, elements = original.clone(), torch.empty_like(original)
     found = {} if order is None else _before(weight, grids, group)
     tensor_scale = grids.format.tensor_scale(weight)
-    groups, diagonal = (places // group).tolist(), upper.diagonal().unbind()
+    groups = (places // group).tolist()
     for start, stop in _spans(count, group, span):
         errors = torch.empty_like(latent[start:stop])
         for i in range(start, stop):
-            place, column = groups[i], latent[i]
-            if beta:
-                column -= beta * (column - original[i])
+            place, column = groups[i], latent[i].lerp(original[i], beta) if beta else latent[i]
             if place not in found:
-                found[place] = _fitted(grids, latent[i : i + group], kept, i, tensor_scale)
+                ahead = slice(i, i + group)
+                best = at_best(original[ahead].mT, latent[ahead].mT, feedback[ahead, ahead])
+                found[place] = _fitted(grids, best if kept is None else best * kept[ahead].mT, tensor_scale)
             elements[i] = found[place].elements(column)
             value = found[place].values(elements[i])
-            missed = column - (value if kept is None else value * kept[i])
+            error = torch.sub(original[i], value if kept is None else value * kept[i], out=errors[i - start])
             if beta:
-                missed -= beta * (column - original[i])
-            torch.div(missed, diagonal[i], out=errors[i - start])
-            latent[i:stop].addr_(upper[i, i:stop], errors[i - start], alpha=-1.0)
-        latent[stop:].addmm_(upper[start:stop, stop:].mT, errors, alpha=-1.0)
+                error -= beta * (latent[i] + column - 2.0 * original[i])
+            latent[i + 1 : stop].addr_(feedback[i, i + 1 : stop], error)
+        latent[stop:].addmm_(feedback[start:stop, stop:].mT, errors)
     back = torch.empty_like(places)
     back[places] = torch.arange(count, device=weight.device)
     quantized = _together(elements[back].mT.contiguous(), [found[place] for place in range(len(found))], group)
@@ -126,13 +126,20 @@ def _before(weight: Tensor, grids: Grids, group: int) -> dict[int, Grid]:
     }
 
 
-def _fitted(grids: Grids, columns: Tensor, kept: Tensor | None, start: int, tensor_scale: Tensor | None) -> Grid:
-    """The grid of a group from its columns [g, out] as they are now."""
-    columns = columns if kept is None else columns * kept[start : start + len(columns)]
-    grid = grids.fit(columns.mT, tensor_scale)
+def _fitted(grids: Grids, weights: Tensor, tensor_scale: Tensor | None) -> Grid:
+    """The grid of a group of weights [out, g]."""
+    grid = grids.fit(weights, tensor_scale)
     return Grid(
         grid.format, grid.scale.squeeze(-1), None if grid.zero is None else grid.zero.squeeze(-1), grid.tensor_scale
     )
+
+
+class _Inputs(NamedTuple):
+    """The second moments of what some linears are given, the order of columns that follows, and their factor in it."""
+
+    hessian: Tensor
+    order: Tensor | None
+    factor: HessianFactor
 
 
 @dataclass(frozen=True)
@@ -166,36 +173,42 @@ class Columns:
             hessians = {names[0]: Hessian() for names in stage}
             block.observe(hessians)
             for names in stage:
+                shared = self._factored(hessians[names[0]], names, f"{self.name}, {block.name}")
                 for name in names:
-                    found[name] = self._quantize(block.linears[name], hessians[names[0]], f"{self.name}, {block.name}")
+                    found[name] = self._quantize(block.linears[name], shared, f"{self.name}, {block.name}")
         return {"name": block.name, "linears": {name: found[name] for name in block.linears}}
 
-    def _quantize(self, linear: Linear, inputs: Hessian, where: str) -> dict[str, Any]:
-        weight, keep = roundable(linear, where)
-        grids = self.grids.stored_in(linear.weight.dtype)
+    def _factored(self, inputs: Hessian, names: Sequence[str], where: str) -> _Inputs | None:
+        """What linears with one input have in common; None where no calibration input reached them."""
         if not inputs.tokens:
-            quantized, notes = grids.nearest(weight, keep)
-            return settle(linear, quantized, [*notes, "no calibration input reached it: rounded to nearest"])
+            return None
         hessian = inputs.value
-        group, notes = grids.group_for(weight.shape[1])
         order = hessian.diagonal().argsort(descending=True, stable=True) if self.act_order else None
         try:
-            # In double precision, since little damping can leave H close to singular.
-            ordered = hessian if order is None else hessian[order][:, order]
-            upper, dead, damping = inverse_factor(ordered.double(), self.damping)
+            factor = hessian_factor(hessian if order is None else hessian[order][:, order], self.damping)
         except ValueError as error:
             raise ModelError(
-                f"{linear.name}: {error}.",
+                f"{', '.join(names)}: {error}.",
                 where=where,
                 fix="Check the model and the calibration text, or raise damping.",
             ) from None
+        return _Inputs(hessian, order, factor)
+
+    def _quantize(self, linear: Linear, inputs: _Inputs | None, where: str) -> dict[str, Any]:
+        weight, keep = roundable(linear, where)
+        grids = self.grids.stored_in(linear.weight.dtype)
+        if inputs is None:
+            quantized, notes = grids.nearest(weight, keep)
+            return settle(linear, quantized, [*notes, "no calibration input reached it: rounded to nearest"])
+        group, notes = grids.group_for(weight.shape[1])
+        dead, damping = int(inputs.factor.dead.sum()), inputs.factor.damping
         if damping != self.damping:
             notes.append(f"the Hessian is singular: damping raised from {self.damping:g} to {damping:g}")
-        if bool(dead.any()):
-            notes.append(f"{int(dead.sum())} inputs were always zero: their weights are rounded to nearest")
-        quantized = quantized_by_columns(weight, upper.float(), grids, group, keep, order, self.beta)
+        if dead:
+            notes.append(f"{dead} inputs were always zero: their weights are rounded to nearest")
+        quantized = quantized_by_columns(weight, inputs.factor.feedback, grids, group, keep, inputs.order, self.beta)
         return settle(linear, quantized, notes) | {
-            "output_error": _output_error(quantized.values() - weight, weight, hessian),
+            "output_error": _output_error(quantized.values() - weight, weight, inputs.hessian),
             "damping": damping,
         }
 
