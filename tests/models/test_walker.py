@@ -204,6 +204,52 @@ def test_going_on_measures_errors_of_what_was_changed(causal_model):
     assert blocks[1].errors == {}
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_the_last_block_is_left_with_the_first_batch(causal_model, blocks):
+    """Nobody is waiting for its outputs; errors are still measured."""
+    counts, last = [], None
+    for block in walk(causal_model("llama", num_hidden_layers=blocks), tokens()):
+        last = block
+        block.linears["mlp.down_proj"].weight.mul_(0.9)
+        counts.append(0)
+        block.module.register_forward_hook(lambda *_: counts.__setitem__(-1, counts[-1] + 1))
+    assert counts == [-(-WINDOWS // AT_ONCE)] * (blocks - 1) + [1]
+    assert last.errors == pytest.approx({"mlp.down_proj": 0.01}, rel=1e-5)
+
+
+@pytest.mark.parametrize("inner", ["self_attn", "mlp", "mlp.act_fn", ""])
+def test_a_module_of_a_block_is_run_by_itself(causal_model, inner):
+    """On what it is given in the block, as often as asked, and nothing else is."""
+    model = causal_model("llama")
+    for block in walk(model, tokens()):
+        module = block.module.get_submodule(inner)
+        wanted, after = [], []
+        hook = module.register_forward_hook(lambda _, given, found, wanted=wanted: wanted.append(found))
+        with torch.no_grad():
+            for hidden in block.batches():
+                block.run(hidden)
+        hook.remove()
+        block.module.register_forward_hook(lambda *_, after=after: after.append(1))
+        with torch.no_grad():
+            for run, expected in zip(block.runs_of(inner), wanted, strict=True):
+                expected = expected[0] if isinstance(expected, tuple) else expected
+                assert torch.equal(run(), expected)
+                assert torch.equal(run(), expected)
+        assert len(after) == (0 if inner else 2 * len(wanted))
+        assert not module._forward_pre_hooks
+
+
+@pytest.mark.parametrize("width", [1, 100, 128, 129, 300])
+def test_second_moments_are_symmetric_at_any_width(width):
+    """They are summed up in strips, of which only what lies right of the diagonal is kept."""
+    inputs = torch.randn(50, width, generator=torch.Generator().manual_seed(width))
+    hessian = Hessian()
+    for part in inputs.split(20):
+        hessian.see(part)
+    torch.testing.assert_close(hessian.value, inputs.T @ inputs / 50, rtol=1e-5, atol=1e-6)
+    assert torch.equal(hessian.value, hessian.value.T)
+
+
 def test_errors_are_of_the_inputs_that_now_reach_the_layer(causal_model):
     model, calibration = causal_model("llama"), tokens()
     for block in walk(model, calibration):

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from thalweg.models.linears import Linear, linears_of
 
 
 class _Passed(Exception):
-    """The last linear that is observed has been called: the block need not be run any further."""
+    """What was looked for has been called: the block need not be run any further."""
 
 
 class Block:
@@ -92,6 +93,37 @@ class Block:
         """
         found = (module or self.module)(hidden, **as_many(self._named, len(hidden)))
         return found[0] if isinstance(found, tuple) else found
+
+    def runs_of(self, inner: str) -> Iterator[Callable[[], Tensor]]:
+        """For each batch, a function that runs a module of the block, and no more than it, on what it is given there.
+
+        Args:
+            inner: its name within the block, such as "self_attn"; "" is the block.
+
+        The inputs are those that the block's weights make as they are now; the function may be called many times while
+        weights within the module change. It gives the module's first output.
+        """
+        module = self.module.get_submodule(inner)
+        given: list[tuple[tuple, dict[str, Any]]] = []
+
+        def stop(module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
+            given.append((arguments, keywords))
+            raise _Passed
+
+        def run() -> Tensor:
+            arguments, keywords = given[-1]
+            found = module(*arguments, **keywords)
+            return found[0] if isinstance(found, tuple) else found
+
+        for hidden in self.batches():
+            hook = module.register_forward_pre_hook(stop, with_kwargs=True)
+            try:
+                with suppress(_Passed):
+                    self.run(hidden)
+            finally:
+                hook.remove()
+            yield run
+            given.clear()
 
     def observe(self, observers: Mapping[str, Observer]) -> None:
         """Put the calibration through the block once, and hand each linear's inputs [tokens, in] to its observer.

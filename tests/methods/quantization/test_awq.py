@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfi
 from thalweg.arena.claims.awq_against_rounding import awq_against_rounding, plant
 from thalweg.errors import ModelError, RecipeError
 from thalweg.methods.quantization import AWQ, awq
-from thalweg.methods.quantization.awq import _Shared, best_ranges, scales_of
+from thalweg.methods.quantization.awq import _module_around, _Shared, best_ranges, scales_of
 from thalweg.models.compression import block_linears, check_kept
 from thalweg.models.linears import Linear
 from thalweg.models.walker import walk
@@ -178,21 +178,41 @@ def test_one_ratio_and_one_range_are_rounding_to_nearest():
         assert torch.equal(linear.weight, rounded(plain[name], Format("uint4", 4, False), 16).values())
 
 
-def test_the_searched_loss_is_that_of_the_block():
+SETS = {
+    "self_attn": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "mlp": ["mlp.gate_proj", "mlp.up_proj"],
+    "": ["self_attn.q_proj", "mlp.gate_proj"],
+}
+
+
+@pytest.mark.parametrize("around", SETS)
+def test_the_searched_loss_is_that_of_the_module_around(around, monkeypatch):
+    monkeypatch.setattr("thalweg.models.block_inputs.BATCH_TOKENS", 3 * 16)  # two batches, of three windows and of one
     model = model_of()
     block = next(walk(model, tokens()))
     awq = AWQ(bits=3, group=16)
-    shared = _Shared(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"])
+    shared = _Shared(SETS[around])
+    assert _module_around(shared.names) == around
     block.observe({shared.names[0]: shared})
     scale = scales_of(shared.mean.value)[8]
-    (loss,) = awq._block_losses(block, shared, scale[None])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    (loss,) = awq._losses_around(around, block, shared, scale[None])
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    outputs = []
     with torch.no_grad():
-        (hidden,) = block.batches()
-        wanted = block.run(hidden)
-        for name in shared.names:
-            linear = block.linears[name]
-            linear.weight.copy_(rounded(linear.weight * scale, W3, 16).values() / scale)
-        assert loss == pytest.approx(float((block.run(hidden) - wanted).square().mean()), rel=1e-5)
+        for trial in (False, True):
+            given = []
+            hook = block.module.get_submodule(around).register_forward_hook(
+                lambda module, arguments, found, given=given: given.append(found[0] if around == "self_attn" else found)
+            )
+            for name in shared.names if trial else []:
+                linear = block.linears[name]
+                linear.weight.copy_(rounded(linear.weight * scale, W3, 16).values() / scale)
+            for hidden in block.batches():
+                block.run(hidden)
+            hook.remove()
+            outputs.append(torch.cat(given))
+    assert loss == pytest.approx(float((outputs[1] - outputs[0]).square().mean()), rel=1e-5)
 
 
 def test_errors_of_the_walk_are_those_of_rounding():

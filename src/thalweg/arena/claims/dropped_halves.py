@@ -90,7 +90,9 @@ def _judged(
         sentence=(
             f"Dropping the {_listed(counts, 'd')} most similar attentions adds {_listed(means[ATTENTION])} nats, MLPs "
             f"{_listed(means[MLP])}; a random choice {_listed(random[ATTENTION])} and {_listed(random[MLP])}. Of a "
-            f"million parameters: {_listed(by_size[ATTENTION], '.2f')} and {_listed(by_size[MLP], '.2f')}."
+            f"million parameters: {_listed(by_size[ATTENTION], '.2f')} and {_listed(by_size[MLP], '.2f')}. Similarity "
+            f"{'is' if better else 'is not always'} better than chance; attention is "
+            f"{'cheaper' if cheaper else 'dearer' if dearer else 'neither cheaper nor dearer'}."
         ),
     )
 

@@ -19,7 +19,9 @@ its code. Where this deviates:
 
 - Each block sees, and hands on, what the blocks before it have become; the source calibrates every block with the
   outputs of the original ones.
-- f is the block behind a norm (the source: the attention, the MLP, or for OPT the one layer), and elsewhere the layer.
+- f behind a norm is the module that holds the layers, attention or MLP as in the source, but found by where they stand:
+  the block where they stand in both (Phi), the layer where the block itself holds it (OPT's MLP). Behind a linear layer
+  f is the layer.
 - Zero is on the grid. The source's groups of one sign lose their far end: in 2 bits 1, 2, 3, 4 become 1, 2, 3, 3
   there, and 4/3, 8/3, 8/3, 4 here.
 - Clipping weighs all calibration tokens, by their second moments; the source takes 512 of them.
@@ -32,6 +34,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -101,10 +104,12 @@ class AWQ(BlockStep):
     def _search(self, block: Block, shared: _Shared) -> None:
         """Find the alpha with the least loss, and its scale."""
         scales = scales_of(shared.mean.value, self.ratios)
-        if shared.predecessor is not None and shared.predecessor.linear is not None:
+        around = _module_around(shared.names)
+        behind_linear = shared.predecessor is not None and shared.predecessor.linear is not None
+        if behind_linear or (len(shared.names) == 1 and not around):
             losses = [self._own_loss(block, shared, scale) for scale in scales]
         else:
-            losses = self._block_losses(block, shared, scales)
+            losses = self._losses_around(around, block, shared, scales)
         best = min(range(len(losses)), key=losses.__getitem__)  # the first, where several are equal
         shared.ratio, shared.scale = best / self.ratios, scales[best]
         shared.loss, shared.plain_loss = losses[best], losses[0]
@@ -118,23 +123,25 @@ class AWQ(BlockStep):
             losses.append(float(((change @ shared.hessian.value) * change).sum(1).mean()))
         return sum(losses) / len(losses)
 
-    def _block_losses(self, block: Block, shared: _Shared, scales: Tensor) -> list[float]:
-        """The mean squared change of the block's outputs for each scale; a batch of hidden states in memory."""
+    def _losses_around(self, inner: str, block: Block, shared: _Shared, scales: Tensor) -> list[float]:
+        """The mean squared change of what a module of the block gives, for each scale; a batch of inputs in memory."""
         losses, count = [0.0] * len(scales), 0
         linears = [block.linears[name] for name in shared.names]
         with torch.no_grad(), evaluation_mode(block.module):
-            for hidden in block.batches():
-                wanted = block.run(hidden.clone()).float()
+            for run in block.runs_of(inner):
+                wanted = run().float()
                 count += wanted.numel()
                 for place, scale in enumerate(scales):
                     with _weights(linears, [self._trial(linear, scale) for linear in linears]):
-                        found = block.run(hidden.clone()).float()
+                        found = run().float()
                     losses[place] += float((found - wanted).square().sum(dtype=torch.float64))
         return [loss / count for loss in losses]
 
     def _trial(self, linear: Linear, scale: Tensor) -> Tensor:
         """Q(W diag s) diag(1/s) [out, in], float32."""
-        return rounded(linear.weight.float() * scale, self.format, self._group_of(linear)).values() / scale
+        scaled = linear.weight.float() * scale
+        pieces = scaled.reshape(len(scaled), -1, self._group_of(linear) or scaled.shape[1])
+        return self.format.fit(pieces).round(pieces).reshape(scaled.shape) / scale
 
     def _group_of(self, linear: Linear) -> int:
         return self.group if self.group and linear.shape[1] % self.group == 0 else 0
@@ -209,6 +216,12 @@ class _Shared:
             "loss": self.loss,
             "loss_without_scale": self.plain_loss,
         }
+
+
+def _module_around(names: Sequence[str]) -> str:
+    """The innermost module of a block that all of these layers stand in; "" for the block."""
+    parts = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return ".".join(first for first, *_ in takewhile(lambda part: len(set(part)) == 1, parts))
 
 
 def scales_of(mean: Tensor, ratios: int = 20) -> Tensor:
