@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ class Hidden:
 
 
 class _Reached(Exception):
-    """The block that matters was reached: the model need not be run any further."""
+    """The first block was reached: the model need not be run any further."""
 
 
 def in_front(
@@ -85,17 +84,17 @@ def in_front(
 
 def _besides(model: nn.Module, blocks: list[nn.Module], tokens: Tensor) -> list[dict[str, Any]]:
     """What each block is passed beside the hidden states."""
-    named: list[dict[str, Any]] = []
+    named: list[dict[str, Any]] = [{} for _ in blocks]
 
-    def record(module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
-        named.append(_beside_hidden(module, arguments, keywords))
-        if module is blocks[-1]:
-            raise _Reached
+    def record(index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
+            named[index] = _beside_hidden(module, arguments, keywords)
 
-    hooks = [block.register_forward_pre_hook(record, with_kwargs=True) for block in blocks]
+        return hook
+
+    hooks = [block.register_forward_pre_hook(record(i), with_kwargs=True) for i, block in enumerate(blocks)]
     try:
-        with suppress(_Reached):
-            model(input_ids=tokens, use_cache=False)
+        model(input_ids=tokens, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

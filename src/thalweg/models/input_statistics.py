@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-OUTPUTS_SEEN = 64  # tokens of each batch
+OUTPUTS_SEEN = 64  # tokens of each batch, at least
 STRIP = 128  # columns of a matrix of second moments that are added to at once
 
 
@@ -56,7 +56,7 @@ class AbsoluteMean(Mean):
 
 
 class Hessian(Mean):
-    """mean(x x^T): [in, in] float32."""
+    """mean(x x^T): [in, in] float32. The sum is kept on and above the diagonal only."""
 
     def add(self, total: Tensor | None, inputs: Tensor) -> Tensor:
         if total is None:
@@ -69,26 +69,30 @@ class Hessian(Mean):
 
     @property
     def value(self) -> Tensor:
-        upper = super().value.triu()
-        return upper + upper.triu(1).mT
+        whole = super().value
+        for start in range(0, len(whole), STRIP):
+            stop = start + STRIP
+            whole[stop:, start:stop] = whole[start:stop, stop:].mT
+        return whole
 
 
 @dataclass
 class OutputError:
     """|x W'^T - x W^T|^2 over |x W^T|^2, summed over tokens.
 
-    Of many tokens at once, some 64 at even distances are looked at: it is a report, and two products of matrices for
-    every token would cost as much as the walk itself.
+    Of many tokens at once, some at even distances are looked at, `at_most` to twice as many: it is a report, and two
+    products of matrices for every token would cost as much as the walk itself. None looks at all of them.
     """
 
     before: Tensor
     after: Tensor
+    at_most: int | None = None
     lost: float = 0.0
     whole: float = 0.0
 
     def see(self, inputs: Tensor) -> None:
         # Odd, so that no length of windows that is even makes it meet the same places of each.
-        inputs = inputs[:: max(1, len(inputs) // OUTPUTS_SEEN) | 1]
+        inputs = inputs if self.at_most is None else inputs[:: max(1, len(inputs) // self.at_most) | 1]
         # The change is made anew each time: one for every layer of a block would be held in float32 otherwise.
         self.lost += float((inputs @ (self.after.float() - self.before.float()).mT).square().sum(dtype=torch.float64))
         self.whole += float((inputs @ self.before.float().mT).square().sum(dtype=torch.float64))

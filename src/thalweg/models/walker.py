@@ -18,6 +18,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from thalweg.errors import ModelError
 from thalweg.models.block_inputs import Hidden, as_many, in_front
 from thalweg.models.blocks import decoder_blocks
 from thalweg.models.head import evaluation_mode
-from thalweg.models.input_statistics import Observer, OutputError
+from thalweg.models.input_statistics import OUTPUTS_SEEN, Observer, OutputError
 from thalweg.models.linears import Linear, linears_of
 
 
@@ -47,7 +48,7 @@ class Block:
         linears: its linear layers by name, within the block.
         errors: once the walk has gone on, of each linear whose weights have changed: the squared error of its outputs
             on calibration inputs that now reach it, over their squared length. Of some tokens of each batch
-            (`OutputError`); in the last block, whose outputs no other is waiting for, of the first batch.
+            (`OutputError`); in the last block, whose outputs no other is waiting for, of all tokens of the first batch.
     """
 
     def __init__(
@@ -98,11 +99,15 @@ class Block:
         """For each batch, a function that runs a module of the block, and no more than it, on what it is given there.
 
         Args:
-            inner: its name within the block, such as "self_attn"; "" is the block.
+            inner: its name within the block, such as "self_attn"; "" is the block. Of a module that the block does not
+                call once (a list, or one whose parts are called past it), the next one around it is run.
 
-        The inputs are those that the block's weights make as they are now; the function may be called many times while
-        weights within the module change. It gives the module's first output.
+        The inputs are those that the block's weights make as they are now, in evaluation mode; weights within the
+        module may change from call to call. It gives the module's first output, with gradient where enabled. Batches
+        that do not reach the module are left out.
         """
+        while inner and self._calls(inner) != 1:
+            inner = inner.rpartition(".")[0]
         module = self.module.get_submodule(inner)
         given: list[tuple[tuple, dict[str, Any]]] = []
 
@@ -110,20 +115,27 @@ class Block:
             given.append((arguments, keywords))
             raise _Passed
 
-        def run() -> Tensor:
-            arguments, keywords = given[-1]
-            found = module(*arguments, **keywords)
-            return found[0] if isinstance(found, tuple) else found
-
         for hidden in self.batches():
-            hook = module.register_forward_pre_hook(stop, with_kwargs=True)
+            # In front of the module's own hooks, which change its inputs when it runs.
+            hook = module.register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
             try:
-                with suppress(_Passed):
+                with torch.no_grad(), evaluation_mode(self.module), suppress(_Passed):
                     self.run(hidden)
             finally:
                 hook.remove()
-            yield run
-            given.clear()
+            if given:
+                yield partial(_first_output, module, *given.pop())
+
+    def _calls(self, inner: str) -> int:
+        """How often the block calls a module, for one window."""
+        counted: list[None] = []
+        hook = self.module.get_submodule(inner).register_forward_pre_hook(lambda *_: counted.append(None))
+        try:
+            with torch.no_grad(), evaluation_mode(self.module):
+                self.run(self._hidden.read(0)[:1])
+        finally:
+            hook.remove()
+        return len(counted)
 
     def observe(self, observers: Mapping[str, Observer]) -> None:
         """Put the calibration through the block once, and hand each linear's inputs [tokens, in] to its observer.
@@ -175,12 +187,13 @@ class Block:
 
     def advance(self) -> None:
         """Replace the hidden states by the block's outputs, and measure `errors`."""
+        last = self.index + 1 == self.count
         observers = {
-            name: OutputError(before, self.linears[name].weight)
+            name: OutputError(before, self.linears[name].weight, at_most=None if last else OUTPUTS_SEEN)
             for name, before in self._before.items()
             if not torch.equal(before, self.linears[name].weight)
         }
-        needed = len(self._hidden.states) if self.index + 1 < self.count else 1
+        needed = 1 if last else len(self._hidden.states)
         with torch.no_grad(), evaluation_mode(self.module), self._seen_by(observers):
             for start in range(0, needed, self._hidden.windows):
                 self._hidden.write(start, self.run(self._hidden.read(start)))
@@ -205,6 +218,14 @@ class Block:
                 hook.remove()
 
 
+def _first_output(module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> Tensor:
+    """Of a call with copies, since a module may change what it is given."""
+    copied = [value.clone() if isinstance(value, Tensor) else value for value in arguments]
+    named = {name: value.clone() if isinstance(value, Tensor) else value for name, value in keywords.items()}
+    found = module(*copied, **named)
+    return found[0] if isinstance(found, tuple) else found
+
+
 def walk(model: nn.Module, calibration: Tensor | None, start: int = 0) -> Iterator[Block]:
     """The blocks of a model one after the other, each with the calibration inputs that the blocks before it give.
 
@@ -214,7 +235,8 @@ def walk(model: nn.Module, calibration: Tensor | None, start: int = 0) -> Iterat
         start: blocks before this one are gone through but not given out: they were changed before.
 
     Raises:
-        ModelError: the model has no decoder blocks that can be found, or its weights or hidden states are not finite.
+        ModelError: the model has no decoder blocks that can be found, or its weights or hidden states are not finite
+            (behind the last block those of the first batch).
     """
     blocks = named_blocks(model)
     if calibration is None:

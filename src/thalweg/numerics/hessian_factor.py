@@ -4,12 +4,12 @@ For a layer y = W x with calibration inputs, H = mean of x x^T [in, in]. Damped,
 
     H' = (I + F) D (I + F)^T,      F strictly upper triangular, D diagonal
 
-If the columns before j of a row w0 are settled at q, the best value of the next, for the squared error of the outputs,
-is
+If the columns before j of a row w0 are settled at q, and those behind it are free to answer, the squared error of the
+outputs is least with
 
     w_j = w0_j + sum over k < j of (w0_k - q_k) F_kj
 
-with columns behind it at their own best values (`at_best`), and moving it by e costs e^2 D_j. GPTQ's and SparseGPT's
+and rises by at least e^2 D_j if w_j is moved by e from there. Further ahead, see `at_best`. GPTQ's and SparseGPT's
 code has the same numbers from the upper factor U of the inverse, H'^-1 = U^T U, where U = D^-1/2 (I + F)^-1, so that
 D_j = 1 / U_jj^2. Here nothing is inverted, at a quarter of the operations. Inputs that never were anything but zero
 (H_jj = 0) get H_jj = 1, and their weights are of no consequence.

@@ -85,7 +85,7 @@ def test_worked_search():
     assert shared.mean.value.tolist() == [8.0, 0.5, 0.5, 0.5]
     awq = AWQ(bits=3, group=0)
     block = type("OneLayer", (), {"linears": {"layer": linear_of(EXAMPLE)}})
-    losses = [awq._own_loss(block, shared, scale) for scale in scales_of(shared.mean.value)]
+    losses = [awq._own_loss(block, shared.names, shared.hessian.value, scale) for scale in scales_of(shared.mean.value)]
     for alpha, wanted in {0: 0.003125, 5: 0.081798, 10: 0.343023, 15: 0.138125, 19: 0.073470, 7: 0.001215}.items():
         assert losses[alpha] == pytest.approx(wanted, abs=2e-6), alpha / 20
     assert min(losses) == losses[7]

@@ -40,22 +40,24 @@ def solved(weight, hessian, grids, order=None, damping=0.01, **options):
     return quantized_by_columns(weight, feedback, grids, group, order=order, **options)
 
 
-def textbook(weight, hessian, grid, damping=0.01, keep=None, group=0):
+def textbook(weight, hessian, grid, damping=0.01, keep=None, group=0, beta=0.0):
     """Optimal brain surgery: the inverse of what is left of H is computed anew by elimination for every column.
 
     With groups, `grid` is the rule that makes one for the weights of a group as they are when it is reached.
 
     Returns the weights, and half of the sum of (w - q)^2 / [H^-1]_ii.
     """
-    weight, loss = weight.clone(), 0.0
+    original, weight, loss = weight, weight.clone(), 0.0
     damped = hessian + damping * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=hessian.dtype)
     inverse = torch.linalg.inv(damped)
     for i in range(weight.shape[1]):
         if group and i % group == 0:
-            of_group = grid(weight[:, i : i + group], None)
-        value = (of_group if group else grid).round(weight[:, i : i + 1])[:, 0]
+            ahead = slice(i, i + group)
+            of_group = grid(weight[:, ahead] if keep is None else weight[:, ahead] * keep[:, ahead], None)
+        pulled = weight[:, i] - beta * (weight[:, i] - original[:, i])
+        value = (of_group if group else grid).round(pulled[:, None])[:, 0]
         value = value if keep is None else torch.where(keep[:, i], value, 0.0)
-        error = (weight[:, i] - value) / inverse[i, i]
+        error = (pulled - value - beta * (pulled - original[:, i])) / inverse[i, i]
         loss += float((error**2 * inverse[i, i]).sum()) / 2
         weight[:, i:] -= torch.outer(error, inverse[i, i:])
         weight[:, i] = value
@@ -99,11 +101,16 @@ def test_is_the_textbook_solver(seed, symmetric):
 
 @pytest.mark.parametrize("group", [2, 8, 16])
 @pytest.mark.parametrize("span", [3, 128])
-def test_is_the_textbook_solver_with_groups(group, span):
+@pytest.mark.parametrize("beta", [0.0, 0.2])
+@pytest.mark.parametrize("pruned", [False, True])
+def test_is_the_textbook_solver_with_groups(group, span, beta, pruned):
     weight, hessian = layer(group)
+    keep = torch.rand(weight.shape, generator=torch.Generator().manual_seed(group)) < 0.7 if pruned else None
+    weight = weight * keep if pruned else weight
     chosen = grids(bits=3, group=group, symmetric=False)
-    expected, _, _ = textbook(weight, hessian, chosen.fit, group=group)
-    assert torch.allclose(solved(weight, hessian, chosen, span=span).values(), expected, rtol=0, atol=1e-9)
+    expected, _, _ = textbook(weight, hessian, chosen.fit, keep=keep, group=group, beta=beta)
+    found = solved(weight, hessian, chosen, keep=keep, span=span, beta=beta).values()
+    assert torch.allclose(found, expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(3))

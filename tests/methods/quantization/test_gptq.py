@@ -35,7 +35,7 @@ def test_errors_of_outputs_are_those_that_the_walk_measures(llama, calibration, 
 
     With true_sequential, since otherwise the inputs of later linears change after they were looked at.
     """
-    monkeypatch.setattr("thalweg.models.input_statistics.OUTPUTS_SEEN", 1 << 30)
+    monkeypatch.setattr("thalweg.models.walker.OUTPUTS_SEEN", 1 << 30)
     model = llama().eval()
     method = GPTQ(bits=3, group=8, true_sequential=True)
     for block in walk(model, calibration):

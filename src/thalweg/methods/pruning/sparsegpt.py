@@ -4,11 +4,11 @@ With the layer's damped Hessian H = mean x x^T + d mean(diag) I [in, in] = (I + 
 triangular (`numerics/hessian_factor.py`), the optimal brain surgeon's formulas for weights W that were W0, and whose
 columns to the left are settled, are
 
-    score_ij = W_ij^2 D_j                           what pruning it costs (twice)
+    score_ij = B_ij^2 D_j                           what pruning it costs (twice), B what would be best for it now
     e = W0_ij - W_ij, with W_ij = 0 where pruned    W_ik += e F_jk for k > j: the best answer of those to the right
 
 The mask is chosen for 128 columns at a time, the lowest share of out x 128; with a pattern N:M for every M columns,
-from weights that the columns to the left have changed already. Costs O(in^3 + out in^2), memory in^2.
+with the columns to the left settled already. Costs O(in^3 + out in^2), memory in^2.
 
 All layers of a block are judged by the inputs that they have while the block is dense; the next block is given what the
 pruned one puts out.

@@ -107,20 +107,21 @@ class AWQ(BlockStep):
         around = _module_around(shared.names)
         behind_linear = shared.predecessor is not None and shared.predecessor.linear is not None
         if behind_linear or (len(shared.names) == 1 and not around):
-            losses = [self._own_loss(block, shared, scale) for scale in scales]
+            moments = shared.hessian.value
+            losses = [self._own_loss(block, shared.names, moments, scale) for scale in scales]
         else:
             losses = self._losses_around(around, block, shared, scales)
         best = min(range(len(losses)), key=losses.__getitem__)  # the first, where several are equal
         shared.ratio, shared.scale = best / self.ratios, scales[best]
         shared.loss, shared.plain_loss = losses[best], losses[0]
 
-    def _own_loss(self, block: Block, shared: _Shared, scale: Tensor) -> float:
+    def _own_loss(self, block: Block, names: Sequence[str], moments: Tensor, scale: Tensor) -> float:
         """mean((W' x - W x)^2) over tokens and outputs, from the inputs' second moments."""
         losses = []
-        for name in shared.names:
+        for name in names:
             linear = block.linears[name]
             change = self._trial(linear, scale) - linear.weight.float()
-            losses.append(float(((change @ shared.hessian.value) * change).sum(1).mean()))
+            losses.append(float(((change @ moments) * change).sum(1).mean()))
         return sum(losses) / len(losses)
 
     def _losses_around(self, inner: str, block: Block, shared: _Shared, scales: Tensor) -> list[float]:

@@ -10,10 +10,10 @@ upper triangular (`numerics/hessian_factor.py`), for i = 0 .. n - 1 on all rows 
 
 With beta = 0 each step is the best correction there is of the columns that are not rounded yet, for the squared error
 of the outputs on the calibration inputs; the papers' recursions, on the inverse of H, are the same ones. Columns are
-updated at once within a span of some 128, and behind it when the span is done. The scales of a group are those of its
-weights where they would be best when its first column is reached; with an order of its own (largest H_jj first), where
-a group's columns are not reached together, those of the weights before the first column. Groups are of consecutive
-inputs either way.
+updated at once within a span of some 128, and behind it when the span is done. The scales of a group are fitted, when
+its first column is reached, to the values that would be best for its weights (w, not v); with an order of its own
+(largest H_jj first), where a group's columns are not reached together, to the weights before the first column. Groups
+are of consecutive inputs either way.
 
 Sources: "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2022, arXiv:2210.17323)
 for beta = 0; "First-Order Error Matters: Accurate Compensation for Quantized Large Language Models" (2025,
@@ -76,7 +76,9 @@ def quantized_by_columns(
             place, column = groups[i], latent[i].lerp(original[i], beta) if beta else latent[i]
             if place not in found:
                 ahead = slice(i, i + group)
-                best = at_best(original[ahead].mT, latent[ahead].mT, feedback[ahead, ahead])
+                best = original[ahead].mT
+                if i:  # some are settled in front of it
+                    best = at_best(best, latent[ahead].mT, feedback[ahead, ahead])
                 found[place] = _fitted(grids, best if kept is None else best * kept[ahead].mT, tensor_scale)
             elements[i] = found[place].elements(column)
             value = found[place].values(elements[i])
