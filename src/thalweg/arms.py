@@ -72,7 +72,7 @@ def _spell(value: Value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        if not value or re.search(r'[+,:="]', value) or _value(value) != value:
+        if not value or re.search(r'[+,="]', value) or _value(value) != value:
             raise RecipeError(
                 f"the text {value!r} cannot be spelled in an arm",
                 fix="Write this recipe as a TOML file instead.",
@@ -148,6 +148,8 @@ def parse_steps(text: str) -> list[Choice]:
     Raises:
         RecipeError: a step that cannot be read, or a method that compresses nothing.
     """
+    if text.strip("+ ") and text.rstrip().endswith("+"):
+        raise RecipeError("no step follows the last +", where=f"steps {text!r}", fix="Name one, or leave the + out.")
     steps = [parse_choice(part) for part in re.split(r"\+\s*(?=[A-Za-z_])", text) if part.strip("+ ")]
     for step in steps:
         if step.slot != "compression":

@@ -6,6 +6,10 @@ in two lines and exits with status 2; a traceback is for our own mistakes only.
 
 from __future__ import annotations
 
+import errno
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class UserError(Exception):
     """A mistake in the input, not in Thalweg.
@@ -54,3 +58,11 @@ class ArenaError(UserError):
 
 class MachineError(UserError):
     """Something this machine does not have."""
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error means that there is no room left on a disk, or in a quota."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    # Libraries written in Rust (safetensors, tokenizers) report the operating system's error as text only.
+    return any(f"os error {code}" in str(error) for code in _FULL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import weakref
 
@@ -414,6 +415,16 @@ def test_without_calibration_there_are_blocks_without_inputs(causal_model):
     assert list(blocks[0].linears) == ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
     with pytest.raises(AssertionError, match="no calibration inputs"):
         next(blocks[0].batches())
+
+
+def test_a_full_disk_is_said_before_it_is_written_to(causal_model, monkeypatch):
+    def full(descriptor, start, size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(ModelError, match="no room for 0 MB of hidden states") as caught:
+        next(walk(causal_model("llama"), tokens()))
+    assert "TMPDIR" in caught.value.fix
 
 
 def test_a_window_of_calibration_is_enough(causal_model):

@@ -45,6 +45,22 @@ def test_rows_have_both_sides(told):
     assert rows["of them not zero"] == ("900", "900")
 
 
+def test_notes_of_layers_are_counted(told):
+    told["layers"] = [{**told["layers"][0], "notes": ["often", f"once {i}"]} for i in range(4)]
+    assert compression.notes_of_layers(told, most=2) == [
+        "often (4 of 4 layers).",
+        "once 0 (1 of 4 layers).",
+        "3 other notes are in the report.",
+    ]
+    assert compression.notes_of_layers({"layers": []}) == []
+
+
+@pytest.mark.parametrize(("documents", "says"), [(7, "of 7 documents"), (1, "one text"), (0, "one text")])
+def test_the_page_says_what_intervals_are_over(told, documents, says):
+    told["after"]["documents"] = documents
+    assert says in " ".join(compression.page(told).split()).replace("held-out tokens of 7", "of 7")
+
+
 def test_errors_are_those_that_were_measured(told):
     assert compression.errors(told) == [
         ("gptq:bits=4", [("layers.0.q_proj", 0.01), ("layers.0.o_proj", 0.0), ("layers.1.q_proj", 0.02)])

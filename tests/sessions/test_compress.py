@@ -10,13 +10,16 @@ import sys
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from thalweg.errors import BudgetError, DataError, ModelError, RecipeError, UserError
 from thalweg.models.folder import load, save
 from thalweg.runs import Run
+from thalweg.sessions import compress_state
 from thalweg.sessions.compress import compress
+from thalweg.sessions.evaluate import evaluate_folder
 from thalweg.sessions.size_target import Target
 from thalweg.sessions.train import train
 
@@ -83,6 +86,15 @@ def test_what_is_written_is_what_was_measured(chained, run):
     assert torch.equal(model(input_ids=tokens).logits, other(input_ids=tokens).logits)
 
 
+def test_it_is_evaluated_on_what_its_run_was(chained, run, tmp_path):
+    _, out = chained
+    own, small = evaluate_folder(run), evaluate_folder(out)
+    assert (small.tokens, small.documents) == (own.tokens, own.documents)
+    save(*load(out), tmp_path / "alone")
+    with pytest.raises(UserError, match="no held-out documents of its own"):
+        evaluate_folder(tmp_path / "alone")
+
+
 def test_the_report_is_whole_and_escaped(chained):
     told, out = chained
     text = (out / "report.html").read_text()
@@ -146,15 +158,98 @@ def test_killed_it_goes_on_block_by_block(chained, run, tmp_path, kill_after):
     assert not (tmp_path / "small.partial").exists()
 
 
-def test_work_of_another_job_is_not_taken_up(run, tmp_path):
-    out = tmp_path / "small"
+def begun(tmp_path, job=None, done=True):
+    """A working folder beside `small`."""
     partial = tmp_path / "small.partial"
     partial.mkdir()
-    (partial / "job.json").write_text(json.dumps({"steps": ["something else"]}))
-    (partial / "step-1").mkdir()
-    (partial / "step-1" / "found.json").write_text("{}")
-    told = compress(run, "magnitude:sparsity=0.3", out, **SHORT)
+    (partial / "job.json").write_text(json.dumps(job or {"steps": ["something else"]}))
+    if done:
+        (partial / "step-1").mkdir()
+        (partial / "step-1" / "found.json").write_text("{}")
+    return partial
+
+
+def test_work_of_another_job_is_neither_taken_up_nor_deleted(run, tmp_path):
+    partial = begun(tmp_path)
+    with pytest.raises(ModelError, match=r"unfinished work of another compression \(something else\)") as caught:
+        compress(run, "magnitude:sparsity=0.3", tmp_path / "small", **SHORT)
+    assert "delete the folder" in caught.value.fix
+    assert (partial / "step-1" / "found.json").read_text() == "{}"
+
+
+def test_a_job_that_has_done_nothing_makes_room(run, tmp_path):
+    begun(tmp_path, done=False)
+    told = compress(run, "magnitude:sparsity=0.3", tmp_path / "small", **SHORT)
     assert [found["step"] for found in told["found"]] == ["magnitude:sparsity=0.3"]
+
+
+def test_a_folder_of_somebody_else_is_not_deleted(run, tmp_path):
+    partial = tmp_path / "small.partial"
+    partial.mkdir()
+    (partial / "thesis.txt").write_text("precious")
+    with pytest.raises(ModelError, match="no compression has made"):
+        compress(run, "rtn:bits=4", tmp_path / "small", **SHORT)
+    assert (partial / "thesis.txt").read_text() == "precious"
+
+
+class Stopped(Exception):
+    """Where a test ends the work."""
+
+
+def stopped_at(run, tmp_path, text, steps="wanda+gptq:group=32+perp:budget=4 steps"):
+    """The working folder that is left by a compression that ends when it says this."""
+
+    def end(said, share):
+        if text in said:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        compress(run, steps, tmp_path / "small", **SHORT, progress=end)
+    return tmp_path / "small.partial"
+
+
+@pytest.mark.parametrize("file", ["job.json", "step-2/fixed.safetensors", "step-2/found.json", "step-2/formats.json",
+                                  "step-2/model.safetensors", "step-1/found.json"])  # fmt: skip
+def test_damaged_work_says_what_to_do(run, tmp_path, file):
+    partial = stopped_at(run, tmp_path, "step 3")
+    path = partial / file
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ModelError, match="unfinished work is damaged") as caught:
+        compress(run, "wanda+gptq:group=32+perp:budget=4 steps", tmp_path / "small", **SHORT)
+    assert "Delete that folder" in caught.value.fix
+    assert path.exists()
+
+
+def test_where_nothing_is_done_nothing_is_left(run, tmp_path):
+    assert not stopped_at(run, tmp_path, "measuring the model").exists()
+    assert stopped_at(run, tmp_path, "step 2").is_dir()
+
+
+def test_a_full_disk_loses_nothing(run, tmp_path, monkeypatch):
+    """Once a block could not be written, the same call goes on from the one before it."""
+    steps = "wanda:sparsity=0.5"
+    real, kept = compress_state.Work.keep_block, []
+
+    def full(self, number, block, found):
+        if block.index == 1 and not kept:
+            kept.append(block.index)
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        real(self, number, block, found)
+
+    monkeypatch.setattr(compress_state.Work, "keep_block", full)
+    with pytest.raises(ModelError, match="the disk is full") as caught:
+        compress(run, steps, tmp_path / "small", **SHORT)
+    assert "goes on" in caught.value.fix
+    assert (tmp_path / "small.partial" / "step-1.block-0000.json").is_file()
+    assert compress(run, steps, tmp_path / "small", **SHORT)["steps"] == [steps]
+    assert not (tmp_path / "small.partial").exists()
+
+
+def test_another_text_is_another_job(run, corpus, tmp_path):
+    """The windows that are drawn decide, not the name of the corpus."""
+    stopped_at(run, tmp_path, "step 2")
+    with pytest.raises(ModelError, match="another compression"):
+        compress(run, "wanda+gptq:group=32+perp:budget=4 steps", tmp_path / "small", windows=8, tokens=3000, seed=1)
 
 
 # -- sizes --------------------------------------------------------------------------------------------------------
@@ -199,7 +294,21 @@ def test_a_target_that_cannot_be_met_says_how_far_one_gets(run, tmp_path):
         compress(run, "magnitude:sparsity=0.9", tmp_path / "small", target="0.5x", **SHORT)
     with pytest.raises(BudgetError, match="cannot bring"):  # no count of the second step leaves a block
         compress(run, "llm_drop:what=block,count=1+llm_drop:what=block", tmp_path / "small", target="0.01x", **SHORT)
+    with pytest.raises(BudgetError, match=r"below 0\.0010 MB"):
+        compress(run, "gptq", tmp_path / "small", target="1KB", **SHORT)
     assert not (tmp_path / "small.partial").exists()
+
+
+def test_a_target_says_which_layers_have_no_layout(corpus, tmp_path):
+    from transformers import AutoTokenizer, GPT2Config
+
+    from thalweg.data import prepare
+
+    tokenizer = AutoTokenizer.from_pretrained(prepare(str(corpus), tokenizer="bpe:300").folder / "tokenizer")
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=32)
+    save(AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "gpt2")
+    with pytest.raises(BudgetError, match=r"8 layers are stored as plain weights: .*Conv1D"):
+        compress(tmp_path / "gpt2", "gptq", tmp_path / "small", target="0.5x", calibration=str(corpus), **SHORT)
 
 
 def test_auto_prunes_as_far_as_costs_nothing(run, tmp_path):
@@ -254,6 +363,8 @@ def test_output_that_is_there_already(run, tmp_path):
         ("gptq:bits=40", RecipeError, "40"),
         ("gptq:bits=4+sparsegpt:sparsity=0.5", ModelError, "before"),
         ("+", RecipeError, "no step"),
+        ("gptq+", RecipeError, "no step follows"),
+        ("wanda:pattern=5:4", RecipeError, "5:4"),
     ],
 )
 def test_steps_that_cannot_be(run, tmp_path, steps, kind, says):
@@ -262,8 +373,37 @@ def test_steps_that_cannot_be(run, tmp_path, steps, kind, says):
     assert not (tmp_path / "small").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"steps": "gptq+gptq:bits=3"}, "gptq and gptq quantize the same weights"),
+        ({"steps": "wanda+perp:budget=abc"}, "abc"),
+        ({"steps": "wanda+perp:budget=0 steps"}, "0"),
+        ({"steps": "rtn", "target": "1x"}, "cannot read the size '1x'"),
+        ({"steps": "rtn", "windows": 0}, "0 is too few (--windows)"),
+        ({"steps": "rtn", "tokens": 1}, "1 is too few (--tokens)"),
+        ({"steps": "rtn", "out": "."}, "needs a folder of its own"),
+        ({"steps": "rtn", "out": ""}, "needs a folder of its own"),
+        ({"steps": "rtn", "out": "x" * 300}, "File name too long"),
+    ],
+)
+def test_what_can_be_known_beforehand_is_said_before_a_model_is_read(tmp_path, options, says, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("thalweg.sessions.compress.load", None)
+    with pytest.raises(UserError) as caught:
+        compress("any", **{"out": "small", **options})
+    assert says in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_of_four_can_be_asked_for(run, tmp_path):
+    told = compress(run, "wanda:pattern=2:4", tmp_path / "small", **SHORT)
+    assert told["steps"] == ["wanda:pattern=2:4"]
+    assert all(layer["zeros"] == pytest.approx(0.5, abs=0.01) for layer in told["layers"])
+
+
 def test_no_such_model_and_too_little_text(run, tmp_path):
-    with pytest.raises(UserError):
+    with pytest.raises(ModelError, match="no such model folder"):
         compress(tmp_path / "nowhere", "rtn:bits=4", tmp_path / "small")
     (tmp_path / "tiny.txt").write_text("a few words")
     with pytest.raises(DataError):

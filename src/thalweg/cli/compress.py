@@ -64,7 +64,9 @@ def run(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        typer.echo(f"\nInterrupted. What is done is in {out}.partial/; the same command goes on from there.", err=True)
+        kept = out.with_name(f"{out.name}.partial")
+        done = f"What is done is in {kept}/; the same command goes on from there." if kept.is_dir() else "Nothing done."
+        typer.echo(f"\nInterrupted. {done}", err=True)
         raise typer.Exit(130) from None
     if json:
         print(writer.dumps(told))
@@ -133,7 +135,7 @@ def _show(told: dict[str, Any], out: Path) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from thalweg.reports.compression import rows
+    from thalweg.reports.compression import notes_of_layers, rows
 
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False)
@@ -142,6 +144,6 @@ def _show(told: dict[str, Any], out: Path) -> None:
     for name, before, after in rows(told):
         table.add_row(name, before, after)
     console.print(table)
-    for note in told["stored"].get("notes", []):
+    for note in [*notes_of_layers(told), *told["stored"].get("notes", [])]:
         console.print(f"Note  {escape(note)}")
     console.print(f"\nModel   {escape(str(out))}/\nReport  {escape(str(out / 'report.html'))}")

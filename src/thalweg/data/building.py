@@ -12,7 +12,6 @@ build holds it) removes it. The lock is released by the system when its process 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -45,7 +44,7 @@ from thalweg.data.tokenization import (
     train_bpe,
 )
 from thalweg.data.writer import SHARD_TOKENS, SplitWriter, sync_folder
-from thalweg.errors import DataError
+from thalweg.errors import DataError, disk_is_full
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -124,9 +123,8 @@ def _disk_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise DataError(
-            "The disk is full" if full else f"The cache cannot be written: {error.strerror or error}",
+            "The disk is full" if disk_is_full(error) else f"The cache cannot be written: {error.strerror or error}",
             where=str(error.filename or root),
             fix="Free some space, or put the cache elsewhere with $THALWEG_CACHE.",
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg.errors import ModelError
+from thalweg.errors import ModelError, disk_is_full
 from thalweg.models.head import evaluation_mode
 
 BATCH_TOKENS = 1024
 
 
 class Hidden:
-    """Hidden states [windows, T, width] in a mapped file."""
+    """Hidden states [windows, T, width] in a mapped file.
+
+    Raises:
+        ModelError: the disk has no room for them.
+    """
 
     def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, folder: Path) -> None:
         size = shape[0] * shape[1] * shape[2]
         path = folder / "hidden"
+        _reserve(path, size * dtype.itemsize)
         self.states = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
         self.device, self.windows = device, max(1, BATCH_TOKENS // shape[1])
 
@@ -39,6 +45,23 @@ class Hidden:
                 where="block walker",
                 fix="The model's weights hold NaN or overflow; check the model before compressing it.",
             )
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of so many bytes that are there: a mapped file with holes kills the process when the disk is full."""
+    if not hasattr(os, "posix_fallocate"):  # as on macOS
+        return
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        raise ModelError(
+            f"the disk has no room for {size / 1e6:,.0f} MB of hidden states",
+            where=str(path.parent),
+            fix="Free some space, give $TMPDIR a folder on another disk, or calibrate on fewer windows.",
+        ) from None
 
 
 class _Reached(Exception):

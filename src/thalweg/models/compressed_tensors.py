@@ -2,7 +2,8 @@
 
 A folder that `save_compressed` has written loads with `AutoModelForCausalLM.from_pretrained`, through transformers' own
 quantizer, where compressed-tensors is installed. Weights without a layout there are written as they are, and a model
-that has no others is an ordinary folder, which needs nothing.
+that has no others is an ordinary folder, which needs nothing. The folder is loaded once: where that fails, all weights
+are written as they are.
 
 Scales are stored in the model's type. Weights that were rounded with scales of a wider type therefore come back
 with the rounding of their scales: `largest_change` says how much that is. It is 0 where the scales were of that type.
@@ -18,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from thalweg.errors import ModelError
 from thalweg.models.compressed_layouts import Layout, Spec, layouts, packed, read_back, scheme
 from thalweg.models.decompression import check_installed
-from thalweg.models.folder import save
+from thalweg.models.folder import load, save
 from thalweg.models.linears import Linear, linears_of
 
 if TYPE_CHECKING:
@@ -59,18 +61,16 @@ def save_compressed(
     linears = linears_of(model)
     found, reasons = layouts(linears)
     change = 0.0
+    if found:
+        check_installed(folder)
+        change = _save_packed(model, tokenizer, folder, found)
+        if trouble := _unreadable(folder, model.dtype):
+            reasons |= dict.fromkeys(found, f"packed, transformers cannot load this architecture ({trouble})")
+            found, change = {}, 0.0
+            for path in folder.glob("model*.safetensors*"):
+                path.unlink()
     if not found:
         save(model, tokenizer, folder)
-    else:
-        check_installed(folder)
-        state = {name: value.detach() for name, value in model.state_dict().items()}
-        for name, layout in found.items():
-            weight = state.pop(f"{name}.weight")
-            tensors = _packed(linears[name], layout)
-            change = max(change, _change(read_back(tensors, layout, weight.dtype), weight))
-            state |= {f"{name}.{end}": value.to(weight.device) for end, value in tensors.items()}
-        save(model, tokenizer, folder, state_dict=state)
-        _add_to_config(folder / "config.json", _configuration(found, linears))
     return {
         "layout": "compressed-tensors" if found else "plain",
         "formats": _counted(found),
@@ -79,6 +79,31 @@ def save_compressed(
         "weight_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
     }
+
+
+def _save_packed(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, found: dict[str, Layout]
+) -> float:
+    """Write a model whose layers are packed in these layouts; the largest change of a weight when it is read back."""
+    linears, change = linears_of(model), 0.0
+    state = {name: value.detach() for name, value in model.state_dict().items()}
+    for name, layout in found.items():
+        weight = state.pop(f"{name}.weight")
+        tensors = _packed(linears[name], layout)
+        change = max(change, _change(read_back(tensors, layout, weight.dtype), weight))
+        state |= {f"{name}.{end}": value.to(weight.device) for end, value in tensors.items()}
+    save(model, tokenizer, folder, state_dict=state)
+    _add_to_config(folder / "config.json", _configuration(found, linears))
+    return change
+
+
+def _unreadable(folder: Path, dtype: torch.dtype) -> str:
+    """Why a folder does not load; the empty string where it does. Some architectures touch weights that are packed."""
+    try:
+        load(folder, dtype)
+    except ModelError as error:
+        return error.what.removeprefix("The model cannot be loaded: ")
+    return ""
 
 
 def stored_bytes(model: nn.Module) -> int:

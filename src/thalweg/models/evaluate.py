@@ -10,7 +10,7 @@ not its share of the bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -115,11 +115,16 @@ def evaluate(
     nats = np.zeros(len(sizes))
     with torch.no_grad(), evaluation_mode(model if token_losses is None else token_losses):
         losses = _loss_function(model, autocast) if token_losses is None else _called(token_losses, autocast)
-        for start in range(0, end - 1, batch_size * context):
-            tokens = split.read(start, min(start + batch_size * context + 1, end))
+        for start, tokens in _stretches(split, end, batch_size * context):
             costs = losses(*_windows(tokens, context, model.device))[: len(tokens) - 1]
             units = np.searchsorted(offsets, np.arange(start + 1, start + len(tokens)), side="right") - 1
             nats += np.bincount(units, weights=costs, minlength=len(sizes))
+    return _told(nats, offsets, sizes, documents, seed)
+
+
+def _told(nats: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, documents: int, seed: int) -> Evaluation:
+    """From the nats [n] of each unit, its place among the tokens and its bytes."""
+    end = int(offsets[-1])
     total_nats, total_bytes = float(nats.sum()), float(sizes.sum())
     loss = total_nats / (end - 1)
     predicted = np.diff(offsets)
@@ -136,6 +141,12 @@ def evaluate(
         perplexity_low=_perplexity(losses_between[0]),
         perplexity_high=_perplexity(losses_between[1]),
     )
+
+
+def _stretches(split: Split, end: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(start, tokens start .. start + size, each stretch beginning with the last token of the one before it)."""
+    for start in range(0, end - 1, size):
+        yield start, split.read(start, min(start + size + 1, end))
 
 
 def _perplexity(loss: float) -> float:

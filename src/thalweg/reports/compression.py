@@ -5,6 +5,7 @@ Everything comes from the plain data that `sessions.compress.compress` gives bac
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,13 @@ def errors(told: Told) -> list[tuple[str, list[tuple[str, float]]]]:
         if layers:
             found.append((step["step"], layers))
     return found
+
+
+def notes_of_layers(told: Told, most: int = 6) -> list[str]:
+    """What is to be known of layers, the most frequent first, with how many it is said of."""
+    counted = Counter(note for layer in told["layers"] for note in layer["notes"]).most_common()
+    found = [f"{note} ({count} of {len(told['layers'])} layers)." for note, count in counted[:most]]
+    return found + ([f"{len(counted) - most} other notes are in the report."] if len(counted) > most else [])
 
 
 def figure(told: Told) -> Figure:

@@ -19,8 +19,10 @@ from typing import Any
 
 from torch import Tensor
 
+from thalweg import catalog
 from thalweg.arms import Choice, parse_steps
 from thalweg.data import TokenStore, WindowSampler
+from thalweg.errors import RecipeError
 from thalweg.models.blocks import decoder_blocks
 from thalweg.models.compressed_tensors import save_compressed
 from thalweg.models.compression import BlockStep, block_linears, check_kept
@@ -29,7 +31,14 @@ from thalweg.models.walker import named_blocks, walk
 from thalweg.reports import compression as report
 from thalweg.runs import plain, write_text
 from thalweg.sessions.compress_measures import Ruler, weights_of
-from thalweg.sessions.compress_source import available, check_finite, context_for, stored_dtype, texts
+from thalweg.sessions.compress_source import (
+    available,
+    check_finite,
+    check_numbers,
+    context_for,
+    stored_dtype,
+    texts,
+)
 from thalweg.sessions.compress_state import Work, check_free
 from thalweg.sessions.evaluate import model_folder
 from thalweg.sessions.size_target import Target, fitted, weight_bytes, weight_files
@@ -99,28 +108,43 @@ def compress(
     """
     said = progress or (lambda text, share: None)
     check_free(Path(out))
+    choices = _planned(steps, target is None)
+    size = None if target is None else Target.parse(target)
+    check_numbers(windows, tokens)
     source = model_folder(model)
-    choices = parse_steps(steps) if steps.strip() or target is None else []
-    store, split = texts(Path(model), source, calibration)
     said("reading the model", 0.0)
     original, tokenizer = load(source, stored_dtype(source))
     named_blocks(original)
     check_finite(original, source)
+    store, split = texts(Path(model), source, calibration)
     length = context_for(original, context)
     inputs = _drawn(store, length, windows, seed)
-    if target is not None:
-        choices = fitted(choices, Target.parse(target), original, source, inputs)
-    work = Work(Path(out), _job(source, choices, [calibration, windows, length, seed]))
+    if size is not None:
+        choices = fitted(choices, size, original, source, inputs)
+    work = Work(Path(out), _job(source, choices, inputs, seed))
     task = Task(source, tuple(choices), tokenizer, store, inputs, seed, work, said)
     drawn = {"corpus": calibration or "own", "windows": len(inputs), "context": length, "seed": seed}
     told = {"schema": 1, "model": str(model), "target": target, "calibration": drawn}
-    told |= _measured(task, original, Ruler(split, length, tokens))
-    told = plain(told)
-    folder = work.folder / RESULT
-    write_text(folder / "compression.json", json.dumps(told, indent=1) + "\n")
-    report.write(told, folder / "report.html")
-    work.publish(folder)
+    with work.kept():
+        told = plain(told | _measured(task, original, Ruler(split, length, tokens)))
+        folder = work.folder / RESULT
+        write_text(folder / "compression.json", json.dumps(told, indent=1) + "\n")
+        report.write(told, folder / "report.html")
+        work.publish(folder)
     return told
+
+
+def _planned(text: str, needed: bool) -> list[Choice]:
+    """The steps, none where none is needed; what can be known to fail before a model is read fails here."""
+    choices = parse_steps(text) if text.strip() or needed else []
+    for choice in choices:
+        choice.build()
+    quantizers = [choice.name for choice in choices if catalog.lookup(choice.name).family == "quantization"]
+    if len(quantizers) > 1:
+        raise RecipeError(
+            f"{' and '.join(quantizers)} quantize the same weights", where=f"steps {text!r}", fix="Keep one of them."
+        )
+    return choices
 
 
 def _measured(task: Task, original: Any, ruler: Ruler) -> dict[str, Any]:
@@ -221,15 +245,15 @@ def _whole(step: Any, task: Task, model: Any, share: Callable[[float], None]) ->
 # -- what is told ------------------------------------------------------------------------------------------------
 
 
-def _job(source: Path, steps: list[Choice], calibration: list[Any]) -> dict[str, Any]:
-    """What decides the result; the weights by size and time, since hashing gigabytes would cost more than a block."""
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weight_files(source)]
-    weights = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+def _job(source: Path, steps: list[Choice], inputs: Tensor, seed: int) -> dict[str, Any]:
+    """What decides the result; the model by size and time, since hashing gigabytes would cost more than a block."""
+    paths = [source / "config.json", *weight_files(source)]
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return {
         "source": str(source.resolve()),
-        "weights": weights,
+        "weights": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16],
         "steps": [str(choice) for choice in steps],
-        "calibration": calibration,
+        "calibration": [*inputs.shape, seed, hashlib.sha256(inputs.numpy().tobytes()).hexdigest()[:16]],
     }
 
 

@@ -30,6 +30,13 @@ def available(store: TokenStore, context: int) -> int:
     return max(1, (store.train.token_count - 1) // context)
 
 
+def check_numbers(windows: int, tokens: int) -> None:
+    """Raises ModelError where there would be nothing to calibrate or to measure on."""
+    for name, value, least in (("--windows", windows, 1), ("--tokens", tokens, 2)):
+        if value < least:
+            raise ModelError(f"{value} is too few", where=name, fix=f"Give {least} or more.")
+
+
 def context_for(model: Any, wanted: int | None) -> int:
     """Tokens in a calibration window: as many as are wanted, or as the model holds up to `DEFAULT_CONTEXT`.
 

@@ -16,6 +16,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from thalweg.errors import ModelError, RunError
+from thalweg.errors import ModelError, RunError, UserError, disk_is_full
 from thalweg.models.compression import block_linears
 from thalweg.models.folder import load, save
 from thalweg.models.linears import Linear, linears_of
@@ -34,13 +36,19 @@ from thalweg.numerics.float_formats import format_of
 from thalweg.numerics.number_formats import Quantized
 from thalweg.runs import read_json, write_text
 
+ANOTHER = "Name another output folder, or move away what is there."
+
 
 def check_free(out: Path) -> None:
-    """Raises ModelError where there is something already; asked before any work is done."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ModelError(
-            "the output folder exists and is not empty", where=str(out), fix="Name another one, or move it away."
-        )
+    """Raises ModelError where a result cannot be put; asked before any work is done."""
+    if out.name in ("", ".."):
+        raise ModelError("the result needs a folder of its own", where=str(out), fix="Name a new one, as -o small.")
+    try:
+        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    except OSError as error:
+        raise ModelError(f"no folder can be there: {error.strerror}", where=str(out), fix=ANOTHER) from None
+    if taken:
+        raise ModelError("the output folder exists and is not empty", where=str(out), fix=ANOTHER)
 
 
 class Work:
@@ -51,19 +59,70 @@ class Work:
         job: what is done, as plain data; decides whether earlier work may be gone on with.
 
     Raises:
-        ModelError: the working folder cannot be made.
+        ModelError: the working folder cannot be made, or something is there that is not this job's.
     """
 
     def __init__(self, out: Path, job: dict[str, Any]) -> None:
         self.out, self.folder = out, out.with_name(out.name + ".partial")
-        same = (self.folder / "job.json").is_file() and read_json(self.folder / "job.json") == job
-        if not same:
-            shutil.rmtree(self.folder, ignore_errors=True)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if any(self.folder.iterdir()):
+                self._check_own(job)
         except OSError as error:
-            raise ModelError(f"the folder cannot be made: {error.strerror}", where=str(self.folder)) from None
+            raise ModelError(
+                f"the folder cannot be made: {error.strerror}", where=str(self.folder), fix=ANOTHER
+            ) from None
         write_text(self.folder / "job.json", json.dumps(job, indent=1) + "\n")
+
+    def _check_own(self, job: dict[str, Any]) -> None:
+        """Nothing is deleted that somebody may want: neither other files, nor another job's hours of work."""
+        if not (self.folder / "job.json").is_file():
+            raise ModelError("there is a folder that no compression has made", where=str(self.folder), fix=ANOTHER)
+        with self._sound():
+            other = dict(read_json(self.folder / "job.json"))
+        if other != job and self._begun():
+            steps = "+".join(map(str, other.get("steps", [])))
+            raise ModelError(
+                f"there is unfinished work of another compression ({steps})",
+                where=str(self.folder),
+                fix="Finish it with the command that began it, delete the folder, or name another output.",
+            )
+
+    def _begun(self) -> bool:
+        return any(self.folder.glob("step-*"))
+
+    @contextmanager
+    def _sound(self) -> Iterator[None]:
+        """What cannot be read of finished work, as an error that says what to do."""
+        try:
+            yield
+        except (SafetensorError, OSError, UserError, ValueError, KeyError, TypeError) as error:
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelError(
+                f"the unfinished work is damaged: {said}",
+                where=str(self.folder),
+                fix="Delete that folder; the same command then begins anew.",
+            ) from None
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Where the work inside ends early, what is done stays; a folder in which nothing is done does not.
+
+        Raises:
+            ModelError: the disk is full.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if not self._begun():
+                shutil.rmtree(self.folder, ignore_errors=True)
+            if not isinstance(error, Exception) or isinstance(error, UserError) or not disk_is_full(error):
+                raise
+            raise ModelError(
+                "the disk is full",
+                where=str(self.folder),
+                fix="Free some space; the same command then goes on from the last block that was finished.",
+            ) from None
 
     # -- whole steps ----------------------------------------------------------------------------------------------
 
@@ -92,12 +151,14 @@ class Work:
     def read_step(self, number: int, dtype: torch.dtype) -> Any:
         """The model after a step."""
         folder = self.folder / f"step-{number}"
-        model = load(folder, dtype)[0]
-        _restore(block_linears(model), load_file(folder / "fixed.safetensors"), read_json(folder / "formats.json"))
+        with self._sound():
+            model = load(folder, dtype)[0]
+            _restore(block_linears(model), load_file(folder / "fixed.safetensors"), read_json(folder / "formats.json"))
         return model
 
     def found(self, number: int) -> dict[str, Any]:
-        return read_json(self.folder / f"step-{number}" / "found.json")
+        with self._sound():
+            return read_json(self.folder / f"step-{number}" / "found.json")
 
     # -- blocks of a step -----------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from thalweg.errors import ModelError, RunError
 from thalweg.models.evaluate import Evaluation, evaluate
 from thalweg.models.folder import load
 from thalweg.recipe import Recipe
-from thalweg.runs import Run
+from thalweg.runs import Run, read_json
 from thalweg.sessions.training_data import tokenizer_of
 from thalweg.training.checkpoints import CheckpointFolder
 
@@ -60,7 +60,8 @@ def evaluate_folder(folder: str | Path, corpus: str | None = None, field: str = 
 
     Args:
         folder: a run folder (its newest checkpoint) or a Hugging Face model folder.
-        corpus: evaluated whole; when left out, the held-out documents of the run's own corpus.
+        corpus: evaluated whole; when left out, the held-out documents of the corpus of the run, or of the run that a
+            compressed folder was made from.
         field: of the text in .jsonl and .parquet.
     """
     path = Path(folder)
@@ -72,19 +73,26 @@ def evaluate_folder(folder: str | Path, corpus: str | None = None, field: str = 
     if corpus is not None:
         store = prepare(corpus, tokenizer=str(source), field=field)
         split = Together([store.train, store.held_out])
-    elif source == path:
-        raise RunError(
-            "a model folder has no held-out documents of its own",
-            where=str(path),
-            fix=f"Name a corpus: `thalweg eval {path} corpus/`.",
-        )
     else:
-        recipe = Run.open(path).recipe
+        recipe = Run.open(path if source != path else _made_from(path)).recipe
         split = part_of(own_store(recipe).held_out, recipe.data.evaluate_on)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     context = min(getattr(model.config, "max_position_embeddings", None) or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     model.to(device)  # type: ignore[arg-type]
     return evaluate(model, split, context=context, batch_size=max(BATCH_TOKENS // context, 1))
+
+
+def _made_from(folder: Path) -> Path:
+    """The run that a folder was compressed from."""
+    said = folder / "compression.json"
+    run = Path(read_json(said)["model"]) if said.is_file() else None
+    if run is None or not (run / "recipe.toml").is_file():
+        raise RunError(
+            "a model folder has no held-out documents of its own",
+            where=str(folder),
+            fix=f"Name a corpus: `thalweg eval {folder} corpus/`.",
+        )
+    return run
 
 
 def own_store(recipe: Recipe) -> TokenStore:

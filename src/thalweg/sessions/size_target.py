@@ -23,8 +23,10 @@ from thalweg import catalog
 from thalweg.arms import Choice
 from thalweg.budget import parse_bytes
 from thalweg.errors import BudgetError, ModelError
+from thalweg.models.compressed_layouts import layouts
 from thalweg.models.compressed_tensors import stored_bytes
 from thalweg.models.depth import remove_blocks
+from thalweg.models.linears import linears_of
 from thalweg.models.walker import named_blocks
 
 # Widths that have a layout which stores them in that many bits, gentlest first.
@@ -81,21 +83,28 @@ def fitted(choices: list[Choice], target: Target, model: Any, source: Path, cali
         return _as_sparse_as_costs_nothing(choices, model, calibration)
     original = weight_bytes(source)
     limit = target.bytes if target.bytes is not None else target.share * original  # type: ignore[operator]
-    smallest = math.inf
+    smallest, plain = math.inf, {}
     for candidate in _candidates(choices or [Choice(name=DEFAULT)], model):
         try:
-            size = _predicted(candidate, model)
+            small = _as_if(candidate, model)
         except ModelError:  # more blocks than there are
             continue
+        size = stored_bytes(small)
         if size <= limit:
             return candidate
-        smallest = min(smallest, size)
+        if size < smallest:
+            smallest, plain = size, layouts(linears_of(small))[1]
+    reason = f"; {len(plain)} layers are stored as plain weights: {next(iter(plain.values()))}" if plain else ""
     raise BudgetError(
-        f"these steps cannot bring {original / 1e6:,.1f} MB below {limit / 1e6:,.1f} MB; "
-        f"the smallest is {smallest / 1e6:,.1f} MB ({smallest / original:.2f}x)",
+        f"these steps cannot bring {_megabytes(original)} below {_megabytes(limit)}; "
+        f"the smallest is {_megabytes(smallest)} ({smallest / original:.2f}x){reason}",
         where="--target",
         fix="Leave a quantizer's bits open (gptq without bits=), or add llm_drop:what=block; embeddings and head stay.",
     )
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.{1 if size >= 1e5 else 4}f} MB"
 
 
 def _as_sparse_as_costs_nothing(choices: list[Choice], model: Any, calibration: Tensor) -> list[Choice]:
@@ -131,8 +140,8 @@ def _candidates(choices: list[Choice], model: Any) -> Iterator[list[Choice]]:
             yield [Choice(name=c.name, options={**c.options, **changed.get(i, {})}) for i, c in enumerate(choices)]
 
 
-def _predicted(choices: list[Choice], model: Any) -> float:
-    """Bytes on disk after these steps, from a copy that is rounded as they will round."""
+def _as_if(choices: list[Choice], model: Any) -> Any:
+    """A copy of a model that takes as many bytes on disk as after these steps: it is rounded as they will round."""
     small = copy.deepcopy(model)
     for choice in choices:
         card = catalog.lookup(choice.name)
@@ -145,4 +154,4 @@ def _predicted(choices: list[Choice], model: Any) -> float:
             rounding = {k: v for k, v in choice.options.items() if k in catalog.lookup("rtn").options}
             own = {k: o.default for k, o in card.options.items() if k in catalog.lookup("rtn").options}
             catalog.resolve("rtn")(**{**own, **rounding}).compress(small, None)
-    return float(stored_bytes(small))
+    return small

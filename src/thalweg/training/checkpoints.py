@@ -11,7 +11,6 @@ layout, so that any number of ranks can read them back.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from thalweg.errors import RunError
+from thalweg.errors import RunError, disk_is_full
 
 LATEST, STABLE = "latest", "stable"  # links to a checkpoint
 _TENSOR, _TUPLE, _INTEGER_KEYS = "$tensor", "$tuple", "$integer_keys"
@@ -202,12 +201,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def disk_error(error: Exception, folder: Path) -> RunError | None:
     """A full disk (or quota) as a `RunError`; None for other errors."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    # safetensors reports the operating system's error as text only.
-    told = isinstance(error, SafetensorError) and any(
-        f"os error {code}" in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    )
-    if not (full or told):
+    if not disk_is_full(error):
         return None
     return RunError(
         "the disk is full: the new checkpoint was not written, the one before it is intact",

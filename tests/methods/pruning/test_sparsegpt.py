@@ -228,6 +228,9 @@ def test_a_few_tokens_are_enough_for_a_result(causal_model):
     model = causal_model("llama")
     found = SparseGPT(damping=0.0).compress(model, CALIBRATION[:1, :3])
     assert max(max(block["damping"].values()) for block in found["blocks"]) > 0
+    notes = {note for linear in block_linears(model).values() for note in linear.fixed.notes}
+    assert notes
+    assert all(note.startswith("sparsegpt: the Hessian is singular: damping raised from 0 to ") for note in notes)
     assert all(weight.isfinite().all() for weight in weights_of(model).values())
 
 

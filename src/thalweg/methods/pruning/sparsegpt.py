@@ -87,6 +87,9 @@ class SparseGPT(BlockStep):
             factor = _factor(hessian, self.damping, f"{block.name}.{names[0]}")
             for name in names:
                 linear = block.linears[name]
+                if factor.damping != self.damping:
+                    said = f"the Hessian is singular: damping raised from {self.damping:g} to {factor.damping:g}"
+                    linear.fixed.notes.append(f"sparsegpt: {said}")
                 linear.prune(*solve(linear.weight.float(), factor, self.target, self.columns, linear.fixed.mask))
                 damping[name] = factor.damping
         sparsity = {name: sparsity_of(linear) for name, linear in block.linears.items()}
