@@ -52,7 +52,7 @@ class Ancestor:
     @property
     def state(self) -> dict[str, Any]:
         """The checkpoint's clock: step, tokens, seconds."""
-        return read_json(self.checkpoint / "state.json")["clock"]
+        return _clock(self.checkpoint)
 
 
 def ancestor(folder: str | Path, start: str = "auto") -> Ancestor:
@@ -72,7 +72,7 @@ def ancestor(folder: str | Path, start: str = "auto") -> Ancestor:
     for complaint in complaints:
         warnings.warn(complaint, stacklevel=2)
     trunk = getattr(run.recipe.schedule.build(), "trunk_end", None)
-    on_trunk = trunk is not None and _progress(checkpoints.path(newest)) <= trunk
+    on_trunk = trunk is not None and _clock(checkpoints.path(newest))["progress"] <= trunk
     # Stopped on its trunk, or a trunk to the end: the newest is the stable one.
     stable = newest if on_trunk else checkpoints.stable()
     if stable is not None and checkpoints.damage(stable):
@@ -89,8 +89,8 @@ def ancestor(folder: str | Path, start: str = "auto") -> Ancestor:
     return Ancestor(run, newest, on_trunk)
 
 
-def _progress(checkpoint: Path) -> float:
-    return read_json(checkpoint / "state.json")["clock"]["progress"]
+def _clock(checkpoint: Path) -> dict[str, Any]:
+    return read_json(checkpoint / "state.json")["clock"]
 
 
 def spent(old: Ancestor, unit: str) -> float:
@@ -261,7 +261,9 @@ def branch(folder: str | Path, share: float, decay: float) -> tuple[Ancestor, st
     total = round(run.plan["chosen"]["steps"] * share)
     leaving = total * (1 - decay)
     usable = [
-        step for step in checkpoints.steps() if step <= leaving and _progress(checkpoints.path(step)) <= trunk + 1e-9
+        step
+        for step in checkpoints.steps()
+        if step <= leaving and _clock(checkpoints.path(step))["progress"] <= trunk + 1e-9
     ]
     if not usable:
         raise RunError(
