@@ -121,6 +121,7 @@ def main() -> None:
     told = {
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - worked,
+        "peak_memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "more_memory": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before),
     }
     if who == "gptqmodel":

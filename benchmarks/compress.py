@@ -2,7 +2,8 @@
 
 Both sides compress the same model with the same calibration windows, each in a process of its own with the same
 number of threads; what they leave is evaluated by the same code on the same held-out text. Quality is bits per byte,
-with the 95% interval over documents; time and memory are those of the compression alone.
+with the 95% interval over documents; time is that of the compression alone. Peak memory is the process's, libraries,
+model and compression; how much of it came with the compression, beyond the peak of what was before, stands beside it.
 
 Goals, against each of them: never worse in quality beyond the interval; at least as fast; peak memory at most theirs.
 They are no dependencies of Thalweg, and want versions of their own: give the interpreters of environments that have
@@ -112,7 +113,7 @@ def main() -> None:
                 say(f"{step} of {who}: {found[who]['bits_per_byte']:.4f}, {best['seconds']:.2f} s")
             numbers[step] = found
             lines += rows(step, found)
-    header = ["step", "of", "bits per byte", "95% interval", "seconds", "more memory, MB", "goals"]
+    header = ["step", "of", "bits per byte", "95% interval", "seconds", "peak memory, MB", "of it new", "goals"]
     text = f"Before: {base.bits_per_byte:.4f} bits per byte.\n\n{table(header, lines)}"
     kept = ("windows", "context", "tokens", "threads", "rounds")
     finish(text, {"options": {key: getattr(options, key) for key in kept}, "steps": numbers}, options.json)
@@ -123,7 +124,8 @@ def rows(step: str, found: dict[str, dict[str, Any]]) -> list[list[str]]:
     lines = []
     for who, one in found.items():
         interval = f"{one['low']:.4f} to {one['high']:.4f}"
-        values = (f"{one['bits_per_byte']:.4f}", interval, f"{one['seconds']:.2f}", f"{one['more_memory'] / 1e6:.0f}")
+        memory = f"{one['peak_memory'] / 1e6:.0f}", f"{one['more_memory'] / 1e6:.0f}"
+        values = (f"{one['bits_per_byte']:.4f}", interval, f"{one['seconds']:.2f}", *memory)
         lines.append([step, who, *values, "" if who == "thalweg" else goals(found["thalweg"], one)])
     return lines
 
@@ -135,7 +137,7 @@ def goals(own: dict[str, Any], peer: dict[str, Any]) -> str:
         [
             f"quality {verdict(beyond, 1.0, at_least=False)}",
             f"time {share:.2f}: {verdict(share, 1.0, at_least=False)}",
-            f"memory {verdict(own['more_memory'], peer['more_memory'], at_least=False)}",
+            f"memory {verdict(own['peak_memory'], peer['peak_memory'], at_least=False)}",
         ]
     )
 

@@ -21,6 +21,7 @@ from thalweg.models.compressed_tensors import save_compressed, stored_bytes
 from thalweg.models.compression import block_linears
 from thalweg.models.folder import load, save
 from thalweg.models.linears import linears_of
+from thalweg.numerics.float_formats import format_of
 from thalweg.numerics.number_formats import Format, Quantized, rounded
 
 pytest.importorskip("compressed_tensors")
@@ -375,28 +376,16 @@ def drawn(linear, name, group, grid, powers=True, tensor_scale=None):
         scale = (scale * 1e4).to(torch.float8_e4m3fn).float()
         extra = {"tensor_scale": torch.tensor(tensor_scale)}
     group_of = torch.arange(columns) // (group or columns)
-    return Floats(Format(name, 4), elements, scale, None, group_of, **extra)
-
-
-class Floats(Quantized):
-    """With the scale of a whole tensor, as NVFP4 has it."""
-
-    def __init__(self, format, elements, scale, zero, group_of, tensor_scale=None):
-        super().__init__(format, elements, scale, zero, group_of)
-        object.__setattr__(self, "tensor_scale", tensor_scale)
-
-    def values(self):
-        step = self.scale if self.tensor_scale is None else self.scale * self.tensor_scale
-        return self.elements * step[:, self.group_of]
+    return Quantized(format_of(name), elements, scale, None, group_of, **extra)
 
 
 FLOATS = {
-    "fp8": (0, None, False, None),
-    "fp8_e4m3": (32, None, False, None),
-    "mxfp8": (32, None, True, None),
-    "mxfp6_ceil": (32, E2M3, True, None),
-    "mxfp4": (32, E2M1, True, None),
-    "nvfp4": (16, E2M1, False, 2.0**-11),
+    "fp8": ("fp8", 0, None, False, None),
+    "fp8 in groups": ("fp8", 32, None, False, None),
+    "mxfp8": ("mxfp8", 32, None, True, None),
+    "mxfp6_ceil": ("mxfp6_ceil", 32, E2M3, True, None),
+    "mxfp4": ("mxfp4", 32, E2M1, True, None),
+    "nvfp4": ("nvfp4", 16, E2M1, False, 2.0**-11),
 }
 
 
@@ -405,9 +394,9 @@ FLOATS = {
 def test_floats(made, tmp_path, name, dtype):
     model = made(dtype)
     for linear in block_linears(model).values():
-        given = drawn(linear, name, *FLOATS[name])
+        given = drawn(linear, *FLOATS[name])
         if name.startswith("fp8"):
-            given = Floats(given.format, given.elements, given.scale.to(dtype).float(), None, given.group_of)
+            given = replace(given, scale=given.scale.to(dtype).float())
         linear.quantize(given)
     told = save_compressed(model, None, tmp_path / "out")
     assert told["plain"] == {}
@@ -444,7 +433,7 @@ def test_blocks_that_are_not_full_have_no_layout(made):
         given = drawn(linear, "mxfp4", 0, E2M1)
         groups = -(-linear.shape[1] // 32)
         scale = given.scale.expand(-1, groups).contiguous()
-        linear.quantize(Floats(given.format, given.elements, scale, None, torch.arange(linear.shape[1]) // 32))
+        linear.quantize(replace(given, scale=scale, group_of=torch.arange(linear.shape[1]) // 32))
     found, reasons = layouts(block_linears(model))
     assert set(found.values()) == {Layout("mxfp4-pack-quantized", 4, 32)}
     assert [name.rpartition(".")[2] for name in reasons] == ["down_proj", "down_proj"]

@@ -209,6 +209,21 @@ def test_bits_per_weight(name, group, expected):
     assert rounded(gauss(8, 256), format_of(name), group).bits_per_weight == expected
 
 
+@everything
+def test_compact_elements_are_the_same_numbers(format):
+    """Also at the ends of the grid, with scales of a narrow type, and where zeros are put in."""
+    weight = 1e3 * gauss(64, 64)
+    found = rounded(weight, format, 0 if format.block else 16, narrowed(format.fit, torch.bfloat16))
+    small = found.compact()
+    assert small.elements.element_size() <= 2
+    assert torch.equal(small.numbers, found.elements)
+    assert torch.equal(small.values(), found.values())
+    assert torch.equal(format.codes(small.elements), format.codes(found.elements))
+    where = weight > 0
+    assert torch.equal(small.zeroed(where).values(), found.zeroed(where).values())
+    assert small.zeroed(where).elements.dtype == format.compact
+
+
 def test_zeros_of_integers_count():
     assert rounded(gauss(8, 256), format_of("int", 4, symmetric=False), 128).bits_per_weight == 4 + (32 + 4) / 128
 

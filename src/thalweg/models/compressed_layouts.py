@@ -182,7 +182,7 @@ def packed(quantized: Quantized, layout: Layout, dtype: torch.dtype) -> dict[str
     from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
-    elements, zero = quantized.elements, quantized.zero
+    elements, zero = quantized.numbers, quantized.zero
     if layout.offset is None:
         assert zero is not None
         elements = elements - zero[:, quantized.group_of]

@@ -88,7 +88,7 @@ class Linear:
 
     def quantize(self, quantized: Quantized) -> None:
         """Take the values of a grid, and remember it. What was pruned must be zero on it."""
-        self.fixed.quantized = quantized
+        self.fixed.quantized = quantized.compact()
         self.weight.copy_(quantized.values())
 
     def check_finite(self, inside: str = "") -> None:

@@ -135,6 +135,10 @@ class FloatFormat(Format):
     def scale_bits(self) -> int:
         return self.scaling.bits
 
+    @property
+    def compact(self) -> torch.dtype:
+        return torch.float16  # holds all of FP8, FP6 and FP4
+
     def tensor_scale(self, weight: Tensor) -> Tensor | None:
         return self.scaling.tensor_scale(weight, self.element)
 
@@ -146,7 +150,7 @@ class FloatFormat(Format):
         return self.element.nearest(elements)
 
     def codes(self, elements: Tensor) -> Tensor:
-        return self.element.codes(elements)
+        return self.element.codes(elements.float())
 
 
 _MX = {"mxfp8": E4M3, "mxfp8_e5m2": E5M2, "mxfp6": E2M3, "mxfp6_e3m2": E3M2, "mxfp4": E2M1}

@@ -55,7 +55,7 @@ def hessian_factor(hessian: Tensor, damping: float = 0.01) -> HessianFactor:
     if not bool(torch.isfinite(hessian).all()):
         raise ValueError("the second moments of the inputs are not finite")
     # Cholesky's factor is lower triangular; from the last column to the first it is upper.
-    damped = hessian.double().flip(0, 1)
+    damped = hessian.flip(0, 1).double()
     diagonal = damped.diagonal()
     dead, mean = diagonal == 0, diagonal.mean()
     base = diagonal + dead
@@ -64,9 +64,11 @@ def hessian_factor(hessian: Tensor, damping: float = 0.01) -> HessianFactor:
         diagonal.copy_(base + used * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not int(failed) and bool(torch.isfinite(lower).all()):
-            upper = lower.flip(0, 1)
-            roots = upper.diagonal().clone()
-            feedback = (upper / roots).fill_diagonal_(0.0)
+            del damped, diagonal  # matrices of a wide layer, in double precision, are what memory is spent on
+            feedback = lower.flip(0, 1)
+            del lower
+            roots = feedback.diagonal().clone()
+            feedback.div_(roots).fill_diagonal_(0.0)
             return HessianFactor(feedback.to(hessian.dtype), roots.square().to(hessian.dtype), dead.flip(0), used)
         used = max(used, 1e-4) * RAISED
     raise ValueError("the second moments of the inputs make no positive definite matrix with any damping")

@@ -58,6 +58,11 @@ class Format:
         """Of a stored scale, where the format says so; 0 where a scale may be of any float type."""
         return 0
 
+    @property
+    def compact(self) -> torch.dtype:
+        """A type that holds every element exactly in as few bytes as torch has for them."""
+        return torch.int8 if self.symmetric else torch.uint8
+
     def tensor_scale(self, weight: Tensor) -> Tensor | None:
         """The scale [] of a whole weight, that the scales of its blocks are multiplied by; None without one."""
         return None
@@ -128,7 +133,7 @@ class Quantized:
 
     Attributes:
         format: of the elements.
-        elements: [out, in].
+        elements: [out, in], in a float type or the format's compact one.
         scale: [out, groups], of the type that it is stored in where the format leaves it open.
         zero: [out, groups], or None for symmetric formats.
         group_of: int64 [in], the group of every column.
@@ -156,15 +161,24 @@ class Quantized:
         scales = self.scale.numel() * (self.format.scale_bits or 8 * self.scale.element_size())
         return (count * self.format.bits + scales + zeros + tensor) / count
 
+    @property
+    def numbers(self) -> Tensor:
+        """The elements to calculate with [out, in], float32 or float64."""
+        return self.elements if self.elements.dtype == torch.float64 else self.elements.float()
+
     def values(self) -> Tensor:
         """The weight [out, in]."""
-        elements = self.elements if self.zero is None else self.elements - self.zero[:, self.group_of]
+        elements = self.numbers if self.zero is None else self.numbers - self.zero[:, self.group_of]
         return elements * self.grid.step[:, self.group_of]
 
     def zeroed(self, where: Tensor) -> Quantized:
         """The same with the value 0 where a mask [out, in] says so."""
         zeros = torch.zeros_like(self.elements) if self.zero is None else self.zero[:, self.group_of]
-        return replace(self, elements=torch.where(where, zeros, self.elements))
+        return replace(self, elements=torch.where(where, zeros.to(self.elements.dtype), self.elements))
+
+    def compact(self) -> Quantized:
+        """The same in fewer bytes of memory."""
+        return replace(self, elements=self.elements.to(self.format.compact))
 
 
 def narrowed(fit: Fit, dtype: torch.dtype) -> Fit:
