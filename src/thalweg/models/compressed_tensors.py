@@ -2,8 +2,8 @@
 
 A folder that `save_compressed` has written loads with `AutoModelForCausalLM.from_pretrained`, through transformers' own
 quantizer, where compressed-tensors is installed. Weights without a layout there are written as they are, and a model
-that has no others is an ordinary folder, which needs nothing. The folder is loaded once: where that fails, all weights
-are written as they are.
+that has no others is an ordinary folder, which needs nothing. An architecture that cannot be built with packed weights
+has all of them written as they are.
 
 Scales are stored in the model's type. Weights that were rounded with scales of a wider type therefore come back
 with the rounding of their scales: `largest_change` says how much that is. It is 0 where the scales were of that type.
@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from thalweg.errors import ModelError
 from thalweg.models.compressed_layouts import Layout, Spec, layouts, packed, read_back, scheme
 from thalweg.models.decompression import check_installed
-from thalweg.models.folder import load, save
+from thalweg.models.folder import no_progress_bars, save
 from thalweg.models.linears import Linear, linears_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def save_compressed(
     if found:
         check_installed(folder)
         change = _save_packed(model, tokenizer, folder, found)
-        if trouble := _unreadable(folder, model.dtype):
+        if trouble := _unreadable(folder):
             reasons |= dict.fromkeys(found, f"packed, transformers cannot load this architecture ({trouble})")
             found, change = {}, 0.0
             for path in folder.glob("model*.safetensors*"):
@@ -97,12 +97,19 @@ def _save_packed(
     return change
 
 
-def _unreadable(folder: Path, dtype: torch.dtype) -> str:
-    """Why a folder does not load; the empty string where it does. Some architectures touch weights that are packed."""
-    try:
-        load(folder, dtype)
-    except ModelError as error:
-        return error.what.removeprefix("The model cannot be loaded: ")
+def _unreadable(folder: Path) -> str:
+    """What an architecture of transformers' asks of weights that are packed and have it no more; "" where nothing.
+
+    Found by building it on the meta device, which takes no memory.
+    """
+    from transformers import AutoModelForCausalLM
+
+    # Nothing else counts: sizes of packed weights are not known there, and what a machine lacks is no fault of theirs.
+    with no_progress_bars(packed=True), suppress(ImportError, OSError, RuntimeError, ValueError):
+        try:
+            AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, device_map="meta")
+        except AttributeError as error:
+            return str(error)
     return ""
 
 

@@ -55,7 +55,7 @@ def load(
     folder = Path(folder)
     _check_files(folder)
     try:
-        with _no_progress_bars(is_packed(folder)), torch.random.fork_rng(devices=[]):
+        with no_progress_bars(is_packed(folder)), torch.random.fork_rng(devices=[]):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -166,7 +166,7 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ModelError(f"The folder cannot be made: {error.strerror}.", where=str(folder)) from error
-    with _no_progress_bars(), _as_saved(model, tokenizer):
+    with no_progress_bars(), _as_saved(model, tokenizer):
         model.save_pretrained(folder, state_dict=state_dict)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -197,7 +197,7 @@ def _as_saved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None)
 
 
 @contextmanager
-def _no_progress_bars(packed: bool = False) -> Iterator[None]:
+def no_progress_bars(packed: bool = False) -> Iterator[None]:
     """A bar for a write of milliseconds only tears the live line of a run.
 
     packed: compressed-tensors takes part, whose bars can only be kept from the terminal.

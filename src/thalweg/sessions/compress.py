@@ -39,9 +39,9 @@ from thalweg.sessions.compress_source import (
     stored_dtype,
     texts,
 )
-from thalweg.sessions.compress_state import Work, check_free
+from thalweg.sessions.compress_state import Work, check_free, working
 from thalweg.sessions.evaluate import model_folder
-from thalweg.sessions.size_target import Target, fitted, weight_bytes, weight_files
+from thalweg.sessions.size_target import Target, fitted, megabytes, weight_bytes, weight_files
 
 EVALUATED_TOKENS = 200_000
 RESULT = "result"  # folder of the result in the working folder, until it is whole
@@ -121,12 +121,14 @@ def compress(
     inputs = _drawn(store, length, windows, seed)
     if size is not None:
         choices = fitted(choices, size, original, source, inputs)
-    work = Work(Path(out), _job(source, choices, inputs, seed))
-    task = Task(source, tuple(choices), tokenizer, store, inputs, seed, work, said)
     drawn = {"corpus": calibration or "own", "windows": len(inputs), "context": length, "seed": seed}
-    told = {"schema": 1, "model": str(model), "target": target, "calibration": drawn}
-    with work.kept():
+    run = str(Path(model).resolve()) if source != Path(model) else None
+    told = {"schema": 1, "model": str(model), "run": run, "target": target, "calibration": drawn}
+    with working(Path(out), _job(source, choices, inputs, seed)) as work:
+        task = Task(source, tuple(choices), tokenizer, store, inputs, seed, work, said)
         told = plain(told | _measured(task, original, Ruler(split, length, tokens)))
+        if size is not None and (told["after"]["disk_bytes"] > (limit := size.limit(source))):
+            told["stored"]["notes"].append(f"The size that was asked for, {megabytes(limit)}, is missed.")
         folder = work.folder / RESULT
         write_text(folder / "compression.json", json.dumps(told, indent=1) + "\n")
         report.write(told, folder / "report.html")

@@ -12,12 +12,13 @@ Every file is written beside its name, synced and renamed; what is not whole doe
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from thalweg.cache import cache_folder
+from thalweg.data.locking import locked
 from thalweg.errors import ModelError, RunError, UserError, disk_is_full
 from thalweg.models.compression import block_linears
 from thalweg.models.folder import load, save
@@ -37,18 +40,59 @@ from thalweg.numerics.number_formats import Quantized
 from thalweg.runs import read_json, write_text
 
 ANOTHER = "Name another output folder, or move away what is there."
+OWN_NAMES = re.compile(r"job\.json|step-\d+(\.block-\d+\.(json|safetensors))?|result|\..*\.tmp")
 
 
 def check_free(out: Path) -> None:
     """Raises ModelError where a result cannot be put; asked before any work is done."""
     if out.name in ("", ".."):
         raise ModelError("the result needs a folder of its own", where=str(out), fix="Name a new one, as -o small.")
+    partial = _partial(out)
     try:
         taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+        replaceable = not (out.is_symlink() or out.is_mount())
+        own = not partial.exists() or all(OWN_NAMES.fullmatch(path.name) for path in partial.iterdir())
     except OSError as error:
         raise ModelError(f"no folder can be there: {error.strerror}", where=str(out), fix=ANOTHER) from None
     if taken:
         raise ModelError("the output folder exists and is not empty", where=str(out), fix=ANOTHER)
+    if not replaceable:
+        raise ModelError(
+            "a link or a mounted folder cannot become the result", where=str(out), fix="Name a folder inside it."
+        )
+    if not own:
+        raise ModelError("there is a folder that no compression has made", where=str(partial), fix=ANOTHER)
+
+
+@contextmanager
+def working(out: Path, job: dict[str, Any]) -> Iterator[Work]:
+    """The working folder of one compression, which no other process may work in; what is done in it stays.
+
+    Args:
+        out: where the result will be.
+        job: what is done, as plain data; decides whether earlier work may be gone on with.
+
+    Raises:
+        ModelError: another process is at work, the working folder cannot be made, something is there that is not this
+            job's, or the disk is full.
+    """
+    # Not in the folder, which comes and goes.
+    lock = cache_folder() / "locks" / f"compress-{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]}"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with locked(lock, wait=False) as free:
+        if not free:
+            raise ModelError(
+                "another compression is at work on this result",
+                where=str(_partial(out)),
+                fix="Wait for it, or name another output.",
+            )
+        work = Work(out, job)
+        with work.kept():
+            yield work
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
 
 
 class Work:
@@ -63,27 +107,28 @@ class Work:
     """
 
     def __init__(self, out: Path, job: dict[str, Any]) -> None:
-        self.out, self.folder = out, out.with_name(out.name + ".partial")
+        self.out, self.folder = out, _partial(out)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if any(self.folder.iterdir()):
                 self._check_own(job)
+            write_text(self.folder / "job.json", json.dumps(job, indent=1) + "\n")
         except OSError as error:
+            with suppress(OSError):  # stays where there is something in it
+                self.folder.rmdir()
             raise ModelError(
                 f"the folder cannot be made: {error.strerror}", where=str(self.folder), fix=ANOTHER
             ) from None
-        write_text(self.folder / "job.json", json.dumps(job, indent=1) + "\n")
 
     def _check_own(self, job: dict[str, Any]) -> None:
-        """Nothing is deleted that somebody may want: neither other files, nor another job's hours of work."""
-        if not (self.folder / "job.json").is_file():
-            raise ModelError("there is a folder that no compression has made", where=str(self.folder), fix=ANOTHER)
+        """Raises ModelError where another job has done something: it may have taken hours."""
         with self._sound():
             other = dict(read_json(self.folder / "job.json"))
+            steps = "+".join(map(str, other["steps"]))
         if other != job and self._begun():
-            steps = "+".join(map(str, other.get("steps", [])))
+            differs = steps if other["steps"] != job["steps"] else f"{steps}, of another model, text or seed"
             raise ModelError(
-                f"there is unfinished work of another compression ({steps})",
+                f"there is unfinished work of another compression ({differs})",
                 where=str(self.folder),
                 fix="Finish it with the command that began it, delete the folder, or name another output.",
             )
@@ -96,12 +141,12 @@ class Work:
         """What cannot be read of finished work, as an error that says what to do."""
         try:
             yield
-        except (SafetensorError, OSError, UserError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, UserError, ValueError, KeyError, TypeError, RuntimeError) as error:
             said = (str(error).splitlines() or [type(error).__name__])[0]
             raise ModelError(
                 f"the unfinished work is damaged: {said}",
                 where=str(self.folder),
-                fix="Delete that folder; the same command then begins anew.",
+                fix="If it cannot be repaired, delete that folder: the same command then begins anew.",
             ) from None
 
     @contextmanager
@@ -158,7 +203,8 @@ class Work:
 
     def found(self, number: int) -> dict[str, Any]:
         with self._sound():
-            return read_json(self.folder / f"step-{number}" / "found.json")
+            found = dict(read_json(self.folder / f"step-{number}" / "found.json"))
+            return {**found, "step": found["step"], "seconds": found["seconds"]}
 
     # -- blocks of a step -----------------------------------------------------------------------------------------
 
@@ -180,12 +226,14 @@ class Work:
                 break
             try:
                 tensors, said = load_file(weights), read_json(path)
-            except (SafetensorError, OSError, RunError):
+                told, formats = dict(said["found"]), dict(said["formats"])
+            except (SafetensorError, OSError, RunError, ValueError, KeyError, TypeError):
                 break  # damaged: this block is done again
-            module.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k[0] == "w"})
-            own = {k.removeprefix("fixed."): v for k, v in tensors.items() if k[0] == "f"}
-            _restore(linears_of(module), own, said["formats"])
-            found.append(said["found"])
+            with self._sound():
+                module.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k[0] == "w"})
+                own = {k.removeprefix("fixed."): v for k, v in tensors.items() if k[0] == "f"}
+                _restore(linears_of(module), own, formats)
+            found.append(told)
         return found
 
     def _block_files(self, number: int, index: int) -> tuple[Path, Path]:

@@ -85,10 +85,13 @@ def evaluate_folder(folder: str | Path, corpus: str | None = None, field: str = 
 def _made_from(folder: Path) -> Path:
     """The run that a folder was compressed from."""
     said = folder / "compression.json"
-    run = Path(read_json(said)["model"]) if said.is_file() else None
-    if run is None or not (run / "recipe.toml").is_file():
+    told = read_json(said) if said.is_file() else None
+    named = told.get("run") if isinstance(told, dict) else None
+    run = Path(str(named))
+    if named is None or not (run / "recipe.toml").is_file():
         raise RunError(
-            "a model folder has no held-out documents of its own",
+            "a model folder has no held-out documents of its own"
+            + (f", and the run that it was made from, {named}, is not there" if named else ""),
             where=str(folder),
             fix=f"Name a corpus: `thalweg eval {folder} corpus/`.",
         )

@@ -62,6 +62,12 @@ class Target:
             f"cannot read the size {text!r}", where="--target", fix="Write 0.4x (below 1), 120MB or auto."
         )
 
+    def limit(self, source: Path) -> float:
+        """Bytes on disk, for a model in this folder; infinite for "auto"."""
+        if self.bytes is not None:
+            return self.bytes
+        return math.inf if self.share is None else self.share * weight_bytes(source)
+
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of a folder that hold the model's weights; a checkpoint has others, with the optimizer's state."""
@@ -81,8 +87,7 @@ def fitted(choices: list[Choice], target: Target, model: Any, source: Path, cali
     """
     if target.share is None and target.bytes is None:
         return _as_sparse_as_costs_nothing(choices, model, calibration)
-    original = weight_bytes(source)
-    limit = target.bytes if target.bytes is not None else target.share * original  # type: ignore[operator]
+    original, limit = weight_bytes(source), target.limit(source)
     smallest, plain = math.inf, {}
     for candidate in _candidates(choices or [Choice(name=DEFAULT)], model):
         try:
@@ -96,14 +101,15 @@ def fitted(choices: list[Choice], target: Target, model: Any, source: Path, cali
             smallest, plain = size, layouts(linears_of(small))[1]
     reason = f"; {len(plain)} layers are stored as plain weights: {next(iter(plain.values()))}" if plain else ""
     raise BudgetError(
-        f"these steps cannot bring {_megabytes(original)} below {_megabytes(limit)}; "
-        f"the smallest is {_megabytes(smallest)} ({smallest / original:.2f}x){reason}",
+        f"these steps cannot bring {megabytes(original)} below {megabytes(limit)}; "
+        f"the smallest is {megabytes(smallest)} ({smallest / original:.2f}x){reason}",
         where="--target",
-        fix="Leave a quantizer's bits open (gptq without bits=), or add llm_drop:what=block; embeddings and head stay.",
+        fix="Leave open what a step may choose (gptq without bits=, llm_drop:what=block without count=), or add such a "
+        "step; embeddings and head stay.",
     )
 
 
-def _megabytes(size: float) -> str:
+def megabytes(size: float) -> str:
     return f"{size / 1e6:,.{1 if size >= 1e5 else 4}f} MB"
 
 
