@@ -204,11 +204,14 @@ def no_progress_bars(packed: bool = False) -> Iterator[None]:
     """
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    if packed:
+        logging.set_verbosity_error()  # a report of weights that are missing, since they have other names
     try:
         with redirect_stderr(StringIO()) if packed else nullcontext():
             yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
 
-from thalweg.arena.claims.awq_against_rounding import awq_against_rounding, plant
+from thalweg.arena.claims.awq_against_rounding import awq_against_rounding, judged, plant
 from thalweg.errors import ModelError, RecipeError
 from thalweg.methods.quantization import AWQ, awq
 from thalweg.methods.quantization.awq import _module_around, _Shared, best_ranges, scales_of
@@ -343,11 +344,30 @@ class Given:
 
 
 def test_claim_is_measured_and_can_fail(monkeypatch):
-    found = awq_against_rounding(source=Given(), windows=8)
+    found = awq_against_rounding(source=Given(), windows=8, draws=2)
     numbers = found.numbers
-    assert found.holds is True
+    assert found.holds is judged(list(zip(*(numbers[key] for key in GAPS), strict=True)))
     assert numbers["loss before"] == 0
-    assert numbers["added by awq, outliers"] < 0.7 * numbers["added by rounding, outliers"]
+    awq_added, rounding = (numbers[f"added by {arm}, outliers"] for arm in ("awq", "rounding"))
+    assert all(one < 0.7 * other for one, other in zip(awq_added, rounding, strict=True))
+    assert numbers[GAPS[0]][1] == pytest.approx(sum(awq_added) / 2 - sum(rounding) / 2, abs=2e-5)
     # Scales the wrong way round make small what should be large.
     monkeypatch.setattr(awq, "scales_of", lambda mean, ratios: 1.0 / scales_of(mean, ratios)[-1:])
-    assert awq_against_rounding(source=Given(), windows=8).holds is False
+    assert awq_against_rounding(source=Given(), windows=8, draws=2).holds is False
+
+
+GAPS = ("awq less rounding, plain and outliers", "standard errors")
+
+
+@pytest.mark.parametrize(
+    ("gaps", "holds"),
+    [
+        ([(-0.3, 0.1), (-0.5, 0.1)], True),
+        ([(-0.1, 0.1), (-0.5, 0.1)], None),
+        ([(0.1, 0.1), (-0.5, 0.1)], None),
+        ([(-0.3, 0.1), (0.3, 0.1)], False),
+        ([(-0.3, math.inf), (-0.3, math.inf)], None),
+    ],
+)
+def test_judgement(gaps, holds):
+    assert judged(gaps) is holds

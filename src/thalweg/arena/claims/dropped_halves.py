@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from thalweg import catalog
-from thalweg.arena.claims.finding import Finding
+from thalweg.arena.claims.finding import Finding, paired
 from thalweg.arena.claims.spread import spread
 from thalweg.arena.claims.trained import CONTEXT, Trained, trained
 from thalweg.models.sublayers import ATTENTION, MLP, sublayers_of
@@ -74,7 +74,7 @@ def _judged(
     numbers: dict[str, Any],
 ) -> Finding:
     """Rises by way and count, in each part of the text; of a random choice; parameters by way and count."""
-    gaps = [_gap(one, other) for one, other in zip(chosen[ATTENTION], chosen[MLP], strict=True)]
+    gaps = [paired(one, other) for one, other in zip(chosen[ATTENTION], chosen[MLP], strict=True)]
     numbers |= {
         "attention less MLP": [round(mean, 4) for mean, _ in gaps],
         "attention less MLP, standard error": [round(error, 4) if math.isfinite(error) else "-" for _, error in gaps],
@@ -99,14 +99,6 @@ def _judged(
 
 def _listed(values: Any, form: str = ".3f") -> str:
     return ", ".join(format(value, form) for value in values)
-
-
-def _gap(one: list[float], other: list[float]) -> tuple[float, float]:
-    """Mean of the paired differences and its standard error."""
-    differences = [a - b for a, b in zip(one, other, strict=True)]
-    if len(differences) < 2:
-        return differences[0], math.inf
-    return statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
 
 
 def _losses(model: Any, held: tuple[Tensor, ...]) -> list[float]:

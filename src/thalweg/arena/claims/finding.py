@@ -4,14 +4,17 @@ A card says `function = "module:name"`; the module is a file of this folder, and
 
     def name(seed: int = 0) -> Finding
 
-deterministic, and done within a minute on one core. Nothing outside this folder can be named.
+deterministic, and done within a minute or two on one core, once the model that some of them share is there
+(`trained.py`). Nothing outside this folder can be named.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import re
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +38,13 @@ class Finding:
     numbers: Mapping[str, Number]
     holds: bool | None
     sentence: str
+
+
+def paired(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Mean of the paired differences and its standard error, infinite for a single pair."""
+    differences = [a - b for a, b in zip(one, other, strict=True)]
+    deviation = statistics.stdev(differences) if len(differences) > 1 else math.inf
+    return statistics.fmean(differences), deviation / math.sqrt(len(differences))
 
 
 def file_of(function: str) -> Path:

@@ -11,7 +11,8 @@ every step, which compounds the pull and makes outputs worse; see `columns.py`. 
 
 In exact arithmetic that gradient is zero for the columns that are left: GPTQ's corrections are the best there are for
 the outputs on the calibration inputs, given the columns that are rounded. So a pull makes layers worse there (on the
-small model that claims share 1.7 times the squared error at beta = 0.2, 1.2 at 0.1), and can help on other inputs only.
+small model that claims share 1.15 times the squared error at beta = 0.2, 1.05 at 0.1), and can help on other inputs
+only.
 
 Source: "First-Order Error Matters: Accurate Compensation for Quantized Large Language Models" (2025, arXiv:2507.11017),
 in the form of its second version as its authors have put it into GPTQModel. Deviations: the first column of every span

@@ -13,7 +13,8 @@ Source: "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Tr
 Deviations from its code: weights of inputs that are always zero are rounded to nearest, where the code sets them to
 zero; with `act_order` the scales of groups are those of the original weights (`static_groups` there), so that groups
 stay consecutive and the result can be stored without an index. On the small model that claims share, with 2 bits and
-groups of 32, `act_order` saves a third of the loss that is added; `true_sequential` saves nothing there, and is off.
+groups of 32, `act_order` saves a quarter of the loss that is added; `true_sequential` saves 3% to 7% of the rest, at
+three more passes of every block, and is off.
 """
 
 from __future__ import annotations
