@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import signal
 import sys
@@ -379,6 +380,9 @@ def rank_of_two(folder):
         found |= {f"later/{name}": value for name, value in tensors(steps(trainer, 2)).items()}
         if parallel.main:
             save_file(found, Path(folder) / f"{shard}-{estimator}.safetensors")
+    # What holds the process groups goes before them: torch's threads abort a process that ends the other way round.
+    del trainer, found, parallel
+    gc.collect()
     # Nobody leaves while another rank may still be talking to it.
     first.barrier()
     first.close()
